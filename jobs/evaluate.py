@@ -157,7 +157,7 @@ def run(settings: EvaluateSettings) -> None:
         raise SettingsError(f"{gate}: {subject.uri} was not made by train, so there is no base to compare it with")
     for flag, uri in (("--subject", subject.uri), ("--judge", settings.judge)):
         if uri is not None and (subjects.is_endpoint(uri) or flag == "--judge"):
-            from vcot.evaluation.endpoint import address_and_name
+            from vcot.distill.endpoint import address_and_name
 
             address_and_name(uri, flag)  # what is not well written is refused before the run holds to it
     folder = Folder(store, subject.run_uri, EVALUATE)

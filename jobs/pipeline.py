@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -15,7 +15,7 @@ from pydantic import model_validator
 from vcot import logging
 from vcot.errors import SettingsError
 from vcot.pipeline.orchestrator import Clock, Plan, make_plan, orchestrate
-from vcot.settings import CommaSeparated, Declared, setting
+from vcot.settings import PREFIX, CommaSeparated, Declared, setting
 from vcot.stage import launch, stop
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,25 +110,32 @@ def run_on_cluster(settings: PipelineSettings) -> None:
 def run_here(settings: PipelineSettings) -> None:
     from rich.console import Console
 
-    from vcot.pipeline.local import LocalExecutor, download_pages, gather_variables, publish
+    from vcot.pipeline.local import LocalExecutor, download_pages, publish
+    from vcot.records.shards import DONE
     from vcot.storage import Store
 
     folders = {"EXAMPLE_URI": settings.example, "BASE_URI": settings.base}
     places = {name: _place(name, folder, settings.runs_uri) for name, folder in folders.items() if folder is not None}
     env_files = [SETTINGS] + ([Path(settings.example) / "settings"] if settings.example else [])
-    plan = make_plan(
-        settings.run_name, settings.runs_uri, gather_variables(env_files, os.environ, places),
-        only=settings.only, until=settings.until, from_run=settings.from_run,
-    )  # fmt: skip
+    plans = plans_here(settings, env_files, places)
     executor = LocalExecutor()
-    executor.check(plan)  # before anything is built, started or put into storage
+    for plan in plans:
+        executor.check(plan)  # before anything is built, started or put into storage
     if settings.dry_run:
-        _show(plan)
+        for plan in plans:
+            _show(plan)
         return
     begun = time.monotonic()
     with _storage(settings):
         for name, uri in places.items():
             publish(Store(), Path(str(folders[name])), uri)
+        *before, plan = plans
+        for first in before:
+            if Store().stat(f"{first.run_uri}/train/{DONE}") is None:
+                logging.get().info(f"first the run that this one begins with, {first.run_id}")
+                orchestrate(first, executor, stop)
+            else:
+                logging.get().info(f"this run begins with {first.run_id}, which is there")
         outcomes = orchestrate(plan, executor, stop)
         folder = settings.local_folder / "runs" / settings.run_name
         download_pages({step.stage: f"{step.run_uri}/{step.stage}" for step in plan.steps}, folder)
@@ -141,6 +148,30 @@ def run_here(settings: PipelineSettings) -> None:
     if page.exists():
         console.print(f"report with images: {page.resolve()}", soft_wrap=True, highlight=False)
     logging.get().info("finished", seconds=round(seconds))
+
+
+def plans_here(settings: PipelineSettings, env_files: Sequence[Path], places: Mapping[str, str]) -> list[Plan]:
+    """The plan of this run, and before it that of the run that it begins with, where there is one.
+
+    A training from rewards (TRAIN_METHOD=grpo) begins with the model of run <id>-sft, unless --from-run names another.
+    That one is made by the settings files alone; what stands on the command line is for this run, as is a file
+    train-grpo.env beside train.env.
+    """
+    from vcot.pipeline.local import gather_variables
+
+    ours, method = (f"{PREFIX}TRAIN_{name}" for name in ("", "METHOD"))
+    chosen = gather_variables(env_files, os.environ, places)["train"].get(method, "sft")
+    named = gather_variables(env_files, os.environ, places, methods={"train": chosen})
+    first = f"{settings.run_name}-sft"
+    begins_with = chosen != "sft" and not settings.from_run and f"{ours}FROM_URI" not in named["train"]
+    plan = make_plan(
+        settings.run_name, settings.runs_uri, named, only=settings.only, until=settings.until,
+        from_run=(f"{first}:tokenize",) if begins_with else settings.from_run,
+    )  # fmt: skip
+    if not begins_with or "train" not in [step.stage for step in plan.steps]:
+        return [plan]
+    elsewhere = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return [make_plan(first, settings.runs_uri, gather_variables(env_files, elsewhere, places), until="train"), plan]
 
 
 def _place(name: str, folder: str, runs_uri: str) -> str:

@@ -7,20 +7,22 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import field_validator, model_validator
 
-from vcot.errors import SettingsError
-from vcot.settings import DEVICE, CommaSeparated, Device, Settings, setting
+from vcot.errors import InputError, SettingsError
+from vcot.settings import DEVICE, CommaSeparated, Device, Settings, offers, setting
 from vcot.stage import launch, summary
-from vcot.training.config import TrainingConfig
+from vcot.training.config import METHODS, GRPOOptions, TrainingConfig, disagreements
 from vcot.training.launcher import Rank, World, run_ranks
 
 if TYPE_CHECKING:
+    from vcot.records import Contract
     from vcot.records.base import Record
     from vcot.records.metadata import NoMetadata, TokenizeMetadata, TrainMetadata
     from vcot.records.shards import Folder, StageMarker
@@ -31,6 +33,7 @@ TRACKERS = ("tensorboard", "wandb", "mlflow")
 """Each is the name of the package that it needs, too."""
 
 
+@offers("method", METHODS)
 class TrainSettings(TrainingConfig, Settings):
     """Fine-tunes the base on the examples of <run-uri>/tokenize and writes the model to <run-uri>/train/model.
 
@@ -46,9 +49,12 @@ class TrainSettings(TrainingConfig, Settings):
     base_uri: str = setting(description="folder of the base model: weights in safetensors, tokenizer, processor",
                             min_length=1)  # fmt: skip
     input_uri: str | None = setting(None, "finished stage with the examples; default: <run-uri>/tokenize")
-    method: Literal["sft", "grpo", "gfn"] = setting(
-        "sft", "sft: learn the examples' replies. grpo and gfn, which learn from rewards, are not there yet"
+    from_uri: str | None = setting(
+        None,
+        "folder of a model that train has made, to go on from; default: with sft the base, else the model of the "
+        "run whose examples it reads, <input-uri>/../train/model, if there is one",
     )
+    method: str = setting("sft", "how it learns; see below")
     device: Device = setting("auto", DEVICE, shapes_result=False)
     save_total_limit: int = setting(
         3, "checkpoints kept, the newest and beside them the best: older ones are deleted, here and in storage, "
@@ -81,12 +87,14 @@ class TrainSettings(TrainingConfig, Settings):
         unit="seconds", gt=0, shapes_result=False,
     )  # fmt: skip
 
-    @field_validator("method")
+    @model_validator(mode="before")
     @classmethod
-    def _is_there(cls, value: str) -> str:
-        if value != "sft":
-            raise ValueError("this method is not there yet; sft is")
-        return value
+    def _defaults_of_the_method(cls, given: Any) -> Any:
+        method = METHODS.get(given.get("method", "sft")) if isinstance(given, dict) else None
+        if method is None:
+            return given
+        of_adapters = {"lora_dropout"} if given.get("tune") == "full" else set()
+        return {name: value for name, value in method.defaults.items() if name not in of_adapters} | given
 
     @field_validator("report_to")
     @classmethod
@@ -98,6 +106,11 @@ class TrainSettings(TrainingConfig, Settings):
         if missing := [name for name in value if importlib.util.find_spec(name) is None]:
             raise ValueError(f"not installed here: {', '.join(missing)}; install it, or leave it out")
         return value
+
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
+        if self.method == "grpo":
+            yield from disagreements(self, GRPOOptions.from_settings(self))
 
     @model_validator(mode="after")
     def _they_agree(self) -> Self:
@@ -140,9 +153,12 @@ class TrainingInputs:
 
     contract: Mapping[str, Any]
     base: str
+    base_uri: str
     base_sha256: str
+    adapter: str | None
     examples_uri: str
     examples: tuple[Mapping[str, Any], ...]
+    samples_uri: str | None
     inputs: Mapping[str, str]
 
     NAME: ClassVar[str] = "inputs.json"
@@ -153,23 +169,86 @@ def _train(
     inputs: dict[str, str], scratch: Path, world: World,
 ) -> None:  # fmt: skip
     """Fetches once for all processes of this pod, and learns in this one where it is the only one."""
+    from vcot.records.shards import DONE
     from vcot.storage.folders import fetch_with_digest
 
     files = [file for marker in source.shards for file in marker.files]
     _demand_room(settings, [file.size for file in files])
     base, digest = fetch_with_digest(folder.store, settings.base_uri, scratch / "base")
     inputs |= {settings.base_uri: digest}
+    base_uri, adapter = settings.base_uri, None
+    if (from_uri := _begins_with(settings, folder, source_uri)) is not None:
+        tuned, its_digest = fetch_with_digest(folder.store, from_uri, scratch / "from")
+        inputs |= {from_uri: its_digest}
+        if _is_adapter(settings, tuned, digest, source.metadata.contract):
+            adapter = str(tuned)
+        else:
+            base, base_uri, digest = tuned, from_uri, its_digest
     folder.begin(settings, inputs)
     if settings.part == "prepare":
         return
     contract = source.metadata.contract.model_dump(mode="json")
     examples = tuple(file.model_dump() for file in files)
-    fetched = TrainingInputs(contract, str(base), digest, source_uri, examples, inputs)
+    samples_uri = next((uri.removesuffix(f"/{DONE}") for uri in source.inputs if uri.endswith(f"/{DONE}")), None)
+    fetched = TrainingInputs(
+        contract, str(base), base_uri, digest, adapter, source_uri, examples, samples_uri, inputs
+    )  # fmt: skip
     if world.size > 1:
         (scratch / TrainingInputs.NAME).write_text(json.dumps(asdict(fetched)))
         run_ranks(world, scratch, settings.grace_seconds)
         return
     _learn(settings, folder, fetched, scratch)
+
+
+def _begins_with(settings: TrainSettings, folder: TrainFolder, source_uri: str) -> str | None:
+    """Folder of the model to go on from; None: the base."""
+    from vcot import logging
+    from vcot.records.shards import DONE
+    from vcot.storage import join
+
+    if settings.from_uri is not None or settings.method == "sft":
+        return settings.from_uri
+    beside = join(source_uri.rstrip("/").rpartition("/")[0], "train")
+    if beside != folder.uri and folder.store.stat(join(beside, DONE)) is not None:
+        logging.get().info("it begins with the model beside its examples", uri=join(beside, "model"))
+        return join(beside, "model")
+    logging.get().warning("it learns from rewards with a base that was not tuned before; --from-uri names one that was")
+    return None
+
+
+def _is_adapter(settings: TrainSettings, tuned: Path, base_sha256: str, contract: Contract) -> bool:
+    """Whether the model of --from-uri is an adapter on the base, and not a model by itself.
+
+    Raises:
+        InputError: it is no model of train, or writes boxes in another frame than the examples.
+        SettingsError: it is an adapter on another base, or cannot be tuned so.
+    """
+    try:
+        about = json.loads((tuned / "contract.json").read_text())
+        its_base, its_contract = about["base"], about["contract"]
+    except (OSError, ValueError, KeyError):
+        raise InputError(
+            f"--from-uri={settings.from_uri}: no model that train made; it has no contract.json with a base. A model "
+            "that was not tuned here is --base-uri"
+        ) from None
+    if its_contract["frame"] != contract.frame:
+        raise InputError(
+            f"--from-uri={settings.from_uri} writes boxes in {its_contract['frame']}, the examples in "
+            f"{contract.frame}; tokenize them with the frame of the model"
+        )
+    if not (tuned / "adapter_config.json").is_file():
+        return False
+    if its_base["sha256"] != base_sha256:
+        raise SettingsError(
+            f"--from-uri={settings.from_uri} is an adapter on {its_base['uri']}, and --base-uri={settings.base_uri} "
+            "is another model; give the one that it was tuned from"
+        )
+    if settings.tune == "full":
+        raise SettingsError(
+            f"--tune full: --from-uri={settings.from_uri} is an adapter; go on as it was made, with "
+            "--tune lora or qlora"
+        )
+    return True
 
 
 def _demand_room(settings: TrainSettings, sizes: list[int]) -> None:
@@ -214,7 +293,6 @@ def _learn(
     from vcot.training.checkpoints import Checkpoints
     from vcot.training.engine import NotFinite, RunContext, in_shards, in_turn
     from vcot.training.publish import publish, write_failure
-    from vcot.training.sft import fine_tune
 
     def saved() -> None:
         # Event files so far, after each checkpoint, so that a run that goes on from it repeats no step.
@@ -235,20 +313,62 @@ def _learn(
     files = [File.model_validate(file) for file in fetched.examples]
     cache = ShardCache(folder.store, fetched.examples_uri, files, scratch / "examples", int(settings.cache_gib * 2**30))
     uri, here = join(folder.uri, "checkpoints"), scratch / "checkpoints"
+    examples = in_turn(context, lambda: Examples(cache))
+    given: dict[str, Any] = {
+        "base": base, "base_uri": fetched.base_uri, "adapter": fetched.adapter and Path(fetched.adapter),
+        "encoder": encoder, "context": context,
+        "checkpoints": Checkpoints(folder.store, uri, here, settings.save_total_limit),
+    }  # fmt: skip
+    exits = ExitStack()
     try:
-        result = fine_tune(
-            settings, base=base, base_uri=settings.base_uri, encoder=encoder,
-            examples=in_turn(context, lambda: Examples(cache)), context=context,
-            checkpoints=Checkpoints(folder.store, uri, here, settings.save_total_limit),
-        )  # fmt: skip
+        if settings.method == "sft":
+            from vcot.training.sft import fine_tune
+
+            result = fine_tune(settings, examples=examples, **given)
+        else:
+            from vcot.records.shards import OF_SAMPLES, read_marker, read_samples
+            from vcot.training.grpo import learn_from_rewards
+            from vcot.training.questions import Questions
+            from vcot.training.rollout_log import RolloutLog
+
+            if fetched.samples_uri is None:
+                raise InputError(
+                    f"{fetched.examples_uri}: it does not say which Samples it was made of; run tokenize again"
+                )
+            source, _ = read_marker(folder.store, fetched.samples_uri, *OF_SAMPLES)
+            questions = Questions(
+                examples, read_samples(folder.store, fetched.samples_uri, source), encoder,
+                way="ground" if "ground" in contract.ways else contract.ways[0], cache_bytes=context.cache_bytes,
+                file=scratch / f"samples-{number}.jsonl",
+            )  # fmt: skip
+            options = GRPOOptions.from_settings(settings)
+            if options.judge is not None:
+                from vcot.distill.endpoint import address_and_name
+                from vcot.distill.judge import Judge
+                from vcot.training.measures import Judged
+
+                judge = exits.enter_context(
+                    Judge(
+                        folder.store, *address_and_name(options.judge, "--judge"), cache_uri=join(folder.uri, "judge"),
+                        budget_requests=options.judge_requests, stage="train", at_once_flag="--questions-per-step",
+                    )
+                )  # fmt: skip
+                given["measures"] = {"judge": Judged(judge, questions)}
+            log = RolloutLog(
+                folder, questions, contract.frame_spec, every=options.rollouts_every, save_steps=settings.save_steps
+            )
+            result = learn_from_rewards(settings, options, questions=questions, keep=log.keep, **given)
+            log.write(result.history)
     except NotFinite as error:
         if context.first:
             write_failure(folder, error.details)
         saved()
         raise
+    finally:
+        exits.close()
     saved()
     if context.first or in_shards(result.model):
-        about = {"uri": settings.base_uri, "sha256": fetched.base_sha256}
+        about = {"uri": fetched.base_uri, "sha256": fetched.base_sha256}
         publish(folder, settings, fetched.inputs, result, encoder, about, scratch)
 
 

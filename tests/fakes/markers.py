@@ -38,12 +38,13 @@ def shard_marker(stage: str, shard: int = 0, row_counts: RowCounts = RowCounts()
 
 
 def stage_marker(
-    stage: str, settings: dict[str, Any] | None = None, code: str = "1", shards: Any = (), **metadata: Any
-) -> StageMarker:
+    stage: str, settings: dict[str, Any] | None = None, code: str = "1", shards: Any = (),
+    inputs: dict[str, str] | None = None, **metadata: Any,
+) -> StageMarker:  # fmt: skip
     """metadata: what is said otherwise than in METADATA."""
     kind = next(kind for kind in STAGES if kind.name == stage)
     return kind.stage_marker(
-        stage=stage, code=code, settings=settings or {}, inputs={}, shards=shards,
+        stage=stage, code=code, settings=settings or {}, inputs=inputs or {}, shards=shards,
         row_counts=sum((shard.row_counts for shard in shards), RowCounts()),
         metadata=kind.of_stage(**METADATA[stage] | metadata),
     )  # fmt: skip

@@ -18,7 +18,10 @@ from vcot.grounding import (
     smart_resize,
 )
 from vcot.records import Image, Origin, Sample
-from vcot.rewards import answer_reward, box_reward, format_reward
+from vcot.records.rollout import Rollout
+from vcot.rewards.answer import answer_reward
+from vcot.rewards.boxes import box_reward
+from vcot.rewards.form import format_reward
 
 SPECS = (
     FrameSpec("thousandths"), FrameSpec("pixels"), FrameSpec("resized_pixels", 3136, 1003520),
@@ -82,11 +85,11 @@ def rewards() -> dict[str, Any]:
     return {
         name: [
             [
-                answer_reward(text, truth), answer_reward(text, truth, similar=True), box_reward(text, truth, SPECS[0]),
-                box_reward(text, truth, SPECS[0], spare=1), format_reward(text, truth, SPECS[0]),
-                format_reward(text, truth, SPECS[0], graded=True),
+                answer_reward(said, truth), answer_reward(said, truth, similar=True), box_reward(said, truth, SPECS[0]),
+                box_reward(said, truth, SPECS[0], spare=1), format_reward(said, truth, SPECS[0]),
+                format_reward(said, truth, SPECS[0], graded=True),
             ]
-            for text in REPLIES
+            for said in (Rollout(text=text) for text in REPLIES)
         ]
         for name, truth in samples.items()
     }  # fmt: skip

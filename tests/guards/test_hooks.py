@@ -13,9 +13,12 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import SubprocessContext
 from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from trl import GRPOTrainer
 
 from vcot.training.agent import Agent
 from vcot.training.engine import Checkpointed, RunCallback
+from vcot.training.grpo import RewardedTrainer
+from vcot.training.guards import Guards
 from vcot.training.sft import SFTTrainer
 
 OVERRIDDEN: dict[tuple[type, tuple[type, ...]], dict[str, str]] = {
@@ -35,7 +38,16 @@ OVERRIDDEN: dict[tuple[type, tuple[type, ...]], dict[str, str]] = {
         "get_train_dataloader": "",
         "log": "logs start_time",
     },
-    (TrainerCallback, (RunCallback,)): dict.fromkeys(
+    (GRPOTrainer, (RewardedTrainer,)): {
+        "_compute_loss": "model inputs",
+        "_generate_and_score_completions": "inputs",
+        "_get_per_token_logps_and_entropies": "model input_ids attention_mask logits_to_keep batch_size "
+        "compute_entropy compute_aux_loss pixel_values image_grid_thw num_images pixel_attention_mask spatial_shapes "
+        "num_tiles image_sizes token_type_ids mm_token_type_ids image_position_ids",
+        "_save_checkpoint": "model trial",
+        "get_train_dataloader": "",
+    },
+    (TrainerCallback, (RunCallback, Guards)): dict.fromkeys(
         ("on_evaluate", "on_log", "on_step_begin", "on_step_end", "on_train_begin"), "args state control kwargs"
     ),
     (LocalElasticAgent, (Agent,)): {
@@ -50,6 +62,12 @@ OVERRIDDEN: dict[tuple[type, tuple[type, ...]], dict[str, str]] = {
 READ = [
     (Trainer, "self._tr_loss +="), (Trainer, "def _get_learning_rate(self)"), (Trainer, "def _prepare_inputs(self,"),
     (Trainer, "if args.eval_on_start:"), (TrainingArguments, "self._n_gpu ="),
+    (GRPOTrainer, "self._step % generate_every == 0 or self._buffered_inputs is None"),
+    (GRPOTrainer, "if self.use_vllm and self.state.global_step != self._last_loaded_step:"),
+    (GRPOTrainer, "if self.use_vllm and self.vllm_importance_sampling_correction:"),
+    (GRPOTrainer, 'output["importance_sampling_ratio"] = vllm_importance_sampling_ratio'),
+    (GRPOTrainer, "param.data = param.data.to(torch.bfloat16)"),
+    (GRPOTrainer, "output = self.rollout_func(prompts, self)"), (GRPOTrainer, 'self._metrics["train"]["step_time"]'),
     (LocalElasticAgent, "self._pcontext"), (SubprocessContext, "self.subprocess_handlers"),
     (SubprocessHandler, "self.proc"), (Linear4bit, "self.support_avx512bf16_for_cpu"),
 ]  # fmt: skip

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.pipeline import PipelineSettings, run
+from jobs.pipeline import PipelineSettings, plans_here, run
 from vcot.errors import SettingsError, StageFailed
 from vcot.pipeline import local
+from vcot.pipeline.orchestrator import Plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,3 +56,31 @@ def test_a_stage_is_started_with_its_variables_when_what_it_reads_is_stored_and_
     with pytest.raises(StageFailed, match=r"convert failed with exit code 65|convert failed with exit code 78"):
         pipeline(place, *elsewhere(place), "--until", "convert")
     assert (place / "storage/examples/blood-cells/instances.json").exists()
+
+
+def test_a_training_from_rewards_begins_with_a_run_that_imitates(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "settings").mkdir()
+    (tmp_path / "settings/train.env").write_text("VCOT_TRAIN_TUNE=lora\nVCOT_TRAIN_LEARNING_RATE=1e-3\n")
+    (tmp_path / "settings/train-grpo.env").write_text("VCOT_TRAIN_LEARNING_RATE=1e-5\n")
+    monkeypatch.setenv("VCOT_TRAIN_METHOD", "grpo")
+    monkeypatch.setenv("VCOT_TRAIN_MAX_STEPS", "7")
+
+    def planned(*flags: str) -> list[Plan]:
+        settings = PipelineSettings.load(["--run-id", "boards", "--runs-uri", "/runs", *flags])[0]
+        return plans_here(settings, [tmp_path / "settings"], {})
+
+    first, second = planned()
+    assert [(step.stage, step.run_uri) for step in first.steps] == [
+        (stage, "/runs/boards-sft") for stage in ("convert", "distill", "tokenize", "train")
+    ]
+    assert first.steps[-1].variables == {"VCOT_TRAIN_TUNE": "lora", "VCOT_TRAIN_LEARNING_RATE": "1e-3"}
+    train, evaluate = second.steps
+    assert train.variables == {
+        "VCOT_TRAIN_TUNE": "lora", "VCOT_TRAIN_LEARNING_RATE": "1e-5", "VCOT_TRAIN_METHOD": "grpo",
+        "VCOT_TRAIN_MAX_STEPS": "7", "VCOT_TRAIN_INPUT_URI": "/runs/boards-sft/tokenize",
+    }  # fmt: skip
+    assert evaluate.variables["VCOT_EVALUATE_SAMPLES_URI"] == "/runs/boards-sft/convert"
+    (alone,) = planned("--from-run", "other:tokenize")
+    assert alone.steps[0].variables["VCOT_TRAIN_INPUT_URI"] == "/runs/other/tokenize"

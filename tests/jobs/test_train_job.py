@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +15,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from jobs.train import TrainSettings, run
+from tests.fakes.markers import stage_marker
 from tests.training.toy import *  # noqa: F403  (fixtures)
-from tests.training.toy import examples, loss_sum, tokenized, write_examples
+from tests.training.toy import drawn, examples, loss_sum, tokenized, write_examples
 from vcot.errors import InputError, Interrupted, SettingsError
-from vcot.records.shards import TOKENIZE, Folder
+from vcot.records.metadata import DistillShardMetadata
+from vcot.records.shards import DISTILL, TOKENIZE, Folder, JsonLines, ShardWriter, read_marker
 from vcot.stage import stop
 from vcot.storage import Store, join, put_folder
 
@@ -75,7 +79,13 @@ def read(place: Path | str, name: str) -> Any:
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["--method", "grpo"], "--method=grpo: this method is not there yet; sft is"),
+        (["--beta", "0.1"], "--beta (or VCOT_TRAIN_BETA): --method sft does not look at it, --method grpo does"),
+        (["--method", "grpo", "--rewards", "anwser=1"], "--rewards=anwser=1: no such reward: anwser; did you mean"),
+        (["--method", "grpo", "--epsilon-high", "0.1"], "--epsilon-high=0.1 is less than --epsilon=0.2"),
+        (
+            ["--method", "grpo", "--importance-sampling-level", "sequence"],
+            "--importance-sampling-level sequence with --loss-type dapo weighs replies by their length",
+        ),
         (["--batch-tokens", "0"], "--batch-tokens=0: input should be greater than 0"),
         (["--parallel", "fsdp"], "--parallel fsdp: weights in 4 bits are not divided; choose --tune lora"),
         (["--report-to", "none,foo"], "no such tracker: none, foo; there are tensorboard, wandb, mlflow, or none"),
@@ -196,7 +206,7 @@ def test_two_ranks_go_on_from_a_checkpoint_of_one_and_end_as_it_would_have(
     assert done.returncode == 0, done.stderr
     assert "going on from a checkpoint" in done.stderr
     for mine, theirs in zip(read(tmp_path, "losses.json"), read(calm, "losses.json"), strict=True):
-        assert mine == pytest.approx(theirs, abs=1e-4)
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-4)
     facts = read(tmp_path, "_done/stage.json")["metadata"]
     assert (facts["ranks"], facts["batches_per_step"]) == (2, 2)
     assert len(list(tmp_path.glob("train/checkpoints/step-000006-*"))) == 1  # the second rank writes nothing
@@ -251,3 +261,69 @@ def test_an_unusable_gpu_ends_it_at_once(
     with pytest.raises(SettingsError, match="found a GPU or its driver, and torch cannot use it"):
         train(tmp_path, toy_base, device="auto")
     assert not (tmp_path / "train").exists()
+
+
+# --- rewards -------------------------------------------------------------------------------------------
+
+REWARDED = {
+    "method": "grpo", "tune": "lora", "num_generations": "4", "questions_per_step": "2", "max_completion_length": "40",
+    "batch_tokens": "400", "max_steps": "2", "save_steps": "1",
+}  # fmt: skip
+
+
+def of_samples(run_uri: Path, encoder: Any, count: int) -> None:
+    """Finished stages distill and tokenize, the second made of the first."""
+    made, samples = examples(encoder, count), [drawn(number)[0] for number in range(count)]
+    folder = Folder(Store(), str(run_uri), DISTILL)
+
+    def work(writer: ShardWriter) -> DistillShardMetadata:
+        for sample in samples:
+            writer.keep(sample)
+        return DistillShardMetadata()
+
+    folder.finish(stage_marker("distill", shards=(folder.make_shard(0, work, JsonLines),)))
+    tokenized(str(run_uri), encoder, made, inputs=read_marker(Store(), join(str(run_uri), "distill"))[1])
+
+
+def test_rewards_go_on_with_the_model_beside_the_examples(
+    calm: Path, toy_base: Path, toy_encoder: Any, tmp_path: Path
+) -> None:
+    """First imitation, then rewards on its adapter, with replies in Parquet and on a page."""
+    import pyarrow.parquet as pq
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    of_samples(first, toy_encoder, 6)
+    train(first, toy_base, tune="lora", max_steps="2")
+    train(second, toy_base, input_uri=str(first / "tokenize"), **REWARDED)
+    begun = [folder / "train/model" for folder in (first, second)]
+    weights = [load_file(folder / "adapter_model.safetensors") for folder in begun]
+    assert weights[0].keys() == weights[1].keys()
+    moved = max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0])
+    assert 0 < moved < 3e-3  # it goes on from there: two small steps away
+    rows = pq.read_table(second / "train/rollouts/steps-000001-000001.parquet").to_pylist()
+    assert len(rows) == 8
+    assert {"text", "reward_answer", "reward_boxes", "advantage"} <= rows[0].keys()
+    page = (second / "train/rollouts.html").read_text()
+    assert rows[0]["sample"] in page
+    assert "data:image/jpeg" in page
+    inputs = read(second, "_done/stage.json")["inputs"]
+    assert str(first / "train/model") in inputs
+
+
+def test_what_rewards_cannot_begin_with_is_refused(
+    calm: Path, toy_base: Path, toy_encoder: Any, tmp_path: Path
+) -> None:
+    of_samples(tmp_path, toy_encoder, 6)
+    model = str(calm / "train/model")
+    words = ["--run-uri", str(tmp_path), "--base-uri", str(toy_base), "--from-uri", model]
+    with pytest.raises(SettingsError, match="is an adapter; go on as it was made"):
+        run(TrainSettings.load([*words, "--method", "grpo", "--tune", "full"])[0])
+    with pytest.raises(InputError, match="no model that train made"):
+        train(tmp_path, toy_base, from_uri=str(toy_base), **REWARDED)
+    damaged = tmp_path / "other-frame"
+    shutil.copytree(model, damaged)
+    about = json.loads((damaged / "contract.json").read_text())
+    about["contract"]["frame"] = {"name": "pixels"}
+    (damaged / "contract.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match=r"writes boxes in .*pixels.*, the examples in .*thousandths"):
+        train(tmp_path, toy_base, from_uri=str(damaged), **REWARDED)

@@ -116,7 +116,7 @@ def write_examples(path: Path, made: list[Example]) -> Path:
     return path
 
 
-def tokenized(run_uri: str, encoder: Any, made: list[Example], *, shards: int = 2) -> None:
+def tokenized(run_uri: str, encoder: Any, made: list[Example], *, shards: int = 2, inputs: Any = None) -> None:
     """Writes <run-uri>/tokenize as the stage would."""
     folder = Folder(Store(), run_uri, TOKENIZE)
 
@@ -126,7 +126,7 @@ def tokenized(run_uri: str, encoder: Any, made: list[Example], *, shards: int = 
         return TokenizeShardMetadata()
 
     markers = tuple(folder.make_shard(index, work, ExampleSink) for index in range(shards))
-    folder.finish(stage_marker("tokenize", shards=markers, contract=encoder.contract))
+    folder.finish(stage_marker("tokenize", shards=markers, contract=encoder.contract, inputs=inputs or {}))
 
 
 # --- trainings in this process -----------------------------------------------------------------------------

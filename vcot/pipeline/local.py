@@ -54,9 +54,13 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 def gather_variables(
-    folders: Sequence[Path], environment: Mapping[str, str], places: Mapping[str, str] | None = None
-) -> dict[str, dict[str, str]]:
+    folders: Sequence[Path], environment: Mapping[str, str], places: Mapping[str, str] | None = None,
+    methods: Mapping[str, str] | None = None,
+) -> dict[str, dict[str, str]]:  # fmt: skip
     """Stage → variables: from ``<folder>/<stage>.env``, a later folder and then the environment beating an earlier.
+
+    `methods`: stage → a way of doing it that has a file ``<stage>-<method>.env`` of its own beside, which beats the
+    stage's.
 
     `places`: what ``${EXAMPLE_URI}`` and ``${BASE_URI}`` stand for in the files.
     """
@@ -65,7 +69,8 @@ def gather_variables(
     common = {name: value for name, value in ours.items() if not name.startswith(tuple(prefixes.values()))}
     variables: dict[str, dict[str, str]] = {}
     for stage in STAGES:
-        files = [folder / f"{stage}.env" for folder in folders]
+        names = [stage, *([f"{stage}-{methods[stage]}"] if methods and stage in methods else [])]
+        files = [folder / f"{name}.env" for folder in folders for name in names]
         written = chain.from_iterable(read_env_file(path).items() for path in files if path.exists())
         variables[stage] = common | {name: Template(value).safe_substitute(places or {}) for name, value in written}
         variables[stage] |= {name: value for name, value in ours.items() if name.startswith(prefixes[stage])}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, model_validator
 
-from vcot.settings import flag, setting
+from vcot.rewards import DEFAULT_WEIGHTS, weighed
+from vcot.settings import CommaSeparated, Options, flag, setting
 
 
 class TrainingConfig(BaseModel):
@@ -144,3 +148,194 @@ class TrainingConfig(BaseModel):
         if part == "merger":
             return self.learning_rate if self.merger_learning_rate is None else self.merger_learning_rate
         return self.learning_rate / 5 if self.vision_learning_rate is None else self.vision_learning_rate
+
+
+# --- methods -----------------------------------------------------------------------------------------------
+
+
+class NoOptions(Options):
+    """Supervised fine-tuning needs nothing beyond TrainingConfig."""
+
+
+class GuardOptions(Options):
+    """When a training that learns from rewards has left the path, and is stopped (exit code 20). Each is looked at over
+    the replies of ten steps together."""
+
+    max_boxes: float = setting(
+        3.0, "stop when a reply has so many times the boxes that one had in the first steps: lists of boxes in the "
+        "place of an answer", unit="times", gt=1,
+    )  # fmt: skip
+    max_malformed: float = setting(
+        0.5, "stop when so many of the replies have a fault in their form", unit="0..1", gt=0, le=1
+    )
+    max_cut_off: float = setting(
+        0.5, "stop when so many of the replies do not end by themselves", unit="0..1", gt=0, le=1
+    )
+    min_entropy: float = setting(
+        0.005, "stop when the entropy of its tokens is less: all replies alike, nothing left to learn from", ge=0,
+        unit="nats per token",
+    )  # fmt: skip
+    max_masked: float = setting(
+        0.5, "with --rollouts vllm: stop when so many of the replies are left out, as the server finds them much less "
+        "or more likely than the model that learns: it has other weights", unit="0..1", gt=0, le=1,
+    )  # fmt: skip
+    max_kl: float = setting(
+        1.0, "with --beta: stop when it is so far from the model it began with", unit="nats per token", gt=0
+    )
+
+
+class GRPOOptions(GuardOptions):
+    """Learning from rewards; names and defaults are TRL's where it has them, and DAPO's for --epsilon-high."""
+
+    rewards: CommaSeparated = setting(
+        DEFAULT_WEIGHTS, "what a reply earns, each 0..1 times its weight: format, answer, boxes, counts (as many boxes "
+        "as the answer says), length (it ends in time), necessity (the answer hangs on what is pointed at; two passes "
+        "more), judge (a language model finds it right), or a function of yours, mine=package.module:function",
+    )  # fmt: skip
+    judge: str | None = setting(
+        None, "with judge among --rewards: an OpenAI-compatible endpoint and its model, https://host:8000/v1#name; its "
+        "key is JUDGE_API_KEY, else OPENAI_API_KEY",
+    )  # fmt: skip
+    judge_requests: int | None = setting(
+        None, "most that it is asked in all; the training stops before it asks more, and goes on with a larger number",
+        unit="requests", gt=0, shapes_result=False,
+    )  # fmt: skip
+    num_generations: int = setting(
+        8, "replies to each question, which are held against each other; more where rewards are rare", unit="replies",
+        ge=2,
+    )  # fmt: skip
+    questions_per_step: int = setting(
+        8, "questions of an optimiser step, on all GPUs together; more where rewards are noisy", unit="questions", gt=0
+    )
+    max_completion_length: int = setting(
+        512, "longest reply; what is longer is cut off, and has no answer", unit="tokens", gt=0
+    )
+    temperature: float = setting(1.0, "of the draws; lower where replies fall apart, higher where all are alike", gt=0)
+    beta: float = setting(
+        0.0, "price of moving away from the model it began with (KL); 0.001 to 0.04 where it forgets other things. "
+        "Takes a pass more", ge=0,
+    )  # fmt: skip
+    epsilon: float = setting(0.2, "how far a token's probability may fall in updates from the same replies", gt=0, lt=1)
+    epsilon_high: float = setting(
+        0.28, "how far it may rise (DAPO's clip-higher); equal to --epsilon for the older form, in which rare tokens "
+        "stay rare", gt=0,
+    )  # fmt: skip
+    importance_sampling_level: Literal["token", "sequence"] = setting(
+        "token", "what is held against the model that drew it: each token, or the whole reply (GSPO, with --loss-type "
+        "grpo), for long replies and mixtures of experts",
+    )  # fmt: skip
+    loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo"] = setting(
+        "dapo", "dapo: every token of a step counts alike; grpo: every reply does, so that long ones count less by the "
+        "token; dr_grpo: as dapo, over --max-completion-length; bnpo: as dapo, by the batch; cispo, sapo: other forms "
+        "of clipping",
+    )  # fmt: skip
+    scale_rewards: Literal["group", "batch", "none"] = setting(
+        "group", "advantages are divided by the spread in their group, in all groups of a step, or by nothing (Dr. "
+        "GRPO: so easy and hard questions are not blown up)",
+    )  # fmt: skip
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = setting(
+        "sum_then_normalize", "normalize_then_sum: each reward is normalised by itself before they are added (GDPO), "
+        "where one drowns the others",
+    )  # fmt: skip
+    num_iterations: int = setting(
+        1, "updates from the same replies; 2 to 4 where drawing takes most of the time", unit="updates", gt=0
+    )
+    curriculum: Literal["off", "by-success"] = setting(
+        "off", "by-success: from the second epoch on, questions that were right in about half of their tries come "
+        "first, those that were always right or always wrong last; off: in an order drawn anew"
+    )  # fmt: skip
+    rollouts: Literal["transformers", "vllm"] = setting(
+        "transformers", "who writes the replies: transformers: the model that learns, where it learns; vllm: a vLLM "
+        "server on other GPUs, which is handed the adapters at each step; many times faster from 3B on",
+    )  # fmt: skip
+    vllm_url: str = setting(
+        "http://localhost:8000/v1",
+        "address of that server",
+        shapes_result=False,
+    )
+    vllm_folder: str = setting(
+        "/tmp/vllm", "folder that training and server both see under this name: the training lays the base into its "
+        "base/, for the server to begin with, and the adapters of each step into its adapters/", shapes_result=False,
+    )  # fmt: skip
+    redraws: int = setting(
+        2, "questions whose replies all earn the same teach nothing; so many times others are drawn in their place "
+        "(DAPO's dynamic sampling); 0: never", unit="times", ge=0,
+    )  # fmt: skip
+    mask_truncated_completions: bool = setting(
+        False, "replies that were cut off teach nothing, neither good nor bad; where the limit cuts off good ones"
+    )
+    rollouts_every: int = setting(10, "write the page of replies", unit="steps", gt=0, shapes_result=False)
+
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
+        try:
+            weighed(self.rewards)
+        except ValueError as error:
+            yield f"--rewards={','.join(self.rewards)}: {error}"
+        asks_judge = any(entry.startswith("judge=") for entry in self.rewards)
+        if asks_judge and self.judge is None:
+            yield "--rewards judge: by whom? Give --judge https://host:8000/v1#name as well"
+        if self.judge is not None and not asks_judge:
+            yield f"--judge={self.judge}: nothing asks it; give it a weight, as in --rewards answer=1,judge=1"
+        if self.epsilon_high < self.epsilon:
+            yield (
+                f"--epsilon-high={self.epsilon_high:g} is less than --epsilon={self.epsilon:g}; at least the same: "
+                "what is good must not be held back more than what is bad"
+            )
+        if self.loss_type != "grpo" and self.importance_sampling_level == "sequence":
+            yield (
+                f"--importance-sampling-level sequence with --loss-type {self.loss_type} weighs replies by their "
+                "length; give --loss-type grpo with it, as GSPO does"
+            )
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a training learns. defaults: where they are other than those of TrainingConfig."""
+
+    about: str
+    example: str
+    options: type[Options]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+def disagreements(config: TrainingConfig, options: GRPOOptions) -> Iterator[str]:
+    """What cannot be together, a line each."""
+    if options.beta and config.tune == "full":
+        yield (
+            f"--beta={options.beta:g} with --tune full would need the whole model a second time, as it was; choose "
+            "--tune lora, whose adapters are switched off for that, or --beta 0"
+        )
+    if options.rollouts != "vllm":
+        return
+    if config.tune == "qlora":
+        yield (
+            "--rollouts vllm with --tune qlora: the server would draw from other weights than those that learn, as it "
+            "packs 4 bits in its own way (TRL #4973); choose --tune lora, or --rollouts transformers"
+        )
+    if config.tune == "full":
+        yield (
+            "--rollouts vllm with --tune full: all weights would have to be sent at each step; choose --tune lora, or "
+            "--rollouts transformers"
+        )
+    if config.targets != "language":
+        yield f"--rollouts vllm with --targets {config.targets}: vLLM has adapters on the language model alone"
+    if config.use_dora:
+        yield "--rollouts vllm with --use-dora: vLLM knows no DoRA; leave one of them out"
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "sft": Method("It learns the examples' replies, token by token.", "--base-uri s3://models/base", NoOptions),
+        "grpo": Method(
+            "It writes several replies to each question, rewards say which are better, and it learns from the "
+            "difference (GRPO, by TRL). Begin with a model that is right in 30 to 70 % of its tries.",
+            "--base-uri s3://models/base --from-uri s3://runs/first/train/model",
+            GRPOOptions,
+            {
+                "learning_rate": 1e-5, "neftune_noise_alpha": 0.0, "lora_dropout": 0.0, "weight_decay": 0.0,
+                "lr_scheduler_type": "constant_with_warmup", "num_train_epochs": 1.0, "early_stopping_patience": 0,
+            },
+        ),
+    }
+)  # fmt: skip

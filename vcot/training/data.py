@@ -138,11 +138,18 @@ class Collator:
                 "labels": torch.stack([padded(row, IGNORED) for row in labels]),
                 "position_ids": torch.stack([padded(item["positions"], 0) for item in items], dim=1),
             }
-        seen = [item for item in items if item["pixels"] is not None]
-        if seen:
-            batch["pixel_values"] = torch.cat([item["pixels"] for item in seen])
-            batch["image_grid_thw"] = torch.cat([item["grids"] for item in seen])
-        return batch | {"names": names, "tokens": tokens}
+        return batch | images_of(items) | {"names": names, "tokens": tokens}
+
+
+def images_of(items: Sequence[Item]) -> dict[str, Tensor]:
+    """pixel_values and image_grid_thw of their images, one after another; empty where none has any."""
+    seen = [item for item in items if item["pixels"] is not None]
+    if not seen:
+        return {}
+    return {
+        "pixel_values": torch.cat([item["pixels"] for item in seen]),
+        "image_grid_thw": torch.cat([item["grids"] for item in seen]),
+    }
 
 
 def _first_ignored(labels: Tensor) -> Tensor:

@@ -229,6 +229,7 @@ class Checkpointed:
     callback_handler: Any
     _tr_loss: Tensor
     _get_learning_rate: Callable[[], float]
+    train: Callable[..., Any]
 
     def __init__(
         self, *args: Any, config: TrainingConfig, context: RunContext, checkpoints: Checkpoints,
@@ -290,6 +291,17 @@ class Checkpointed:
 
     # --- checkpoints ---------------------------------------------------------------------------------
 
+    def train_from(self, checkpoint: Path | None) -> float:
+        """Trains from there, or from the beginning, until it is over and the last checkpoint is in storage; seconds."""
+        begun = time.monotonic()
+        try:
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except BaseException:
+            self.checkpoints.wait(and_raise=False)
+            raise
+        self.checkpoints.wait()
+        return time.monotonic() - begun
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Rank 0 writes what all hold alike; in shards, each rank its part."""
         if self.context.first or in_shards(self.model):
@@ -312,9 +324,18 @@ class Checkpointed:
             "optimiser": optimiser,
             "schedule": self.lr_scheduler.state_dict(),
             "tokens": self.tokens,
+            "of_method": self.state_of_method,
         }
         write_state(state, folder / STATE)
         self.state.save_to_json(str(folder / PROGRESS))
+
+    @property
+    def state_of_method(self) -> Any:
+        """What a method has to keep beside weights, optimiser and log, as `write_state` takes it."""
+        return None
+
+    def load_state_of_method(self, state: Any) -> None:
+        """As it was kept; None where nothing was."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_trained(self.model, Path(resume_from_checkpoint))
@@ -332,6 +353,7 @@ class Checkpointed:
                 self.optimizer.load_state_dict(state["optimiser"])
             self.lr_scheduler.load_state_dict(state["schedule"])
             self.tokens = self.tokens_before = state["tokens"]
+            self.load_state_of_method(state.get("of_method"))
             self._losses.extend(entry["loss"] for entry in self.state.log_history if "loss" in entry)
 
     def _shards(self) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -23,7 +23,7 @@ from vcot.storage import join, put_folder
 from vcot.tokens import Encoder
 from vcot.training.checkpoints import disk_error
 from vcot.training.engine import trained
-from vcot.training.sft import TrainResult
+from vcot.training.setup import TrainResult
 
 MODEL = "model"
 """Folder of the model, below the stage's."""
@@ -76,9 +76,7 @@ def write_model(
     model = result.model
     try:
         if hasattr(model, "peft_config"):
-            adapters = {name: weight.detach() for name, weight in trained(model).items()}  # the base may be in parts
-            model.save_pretrained(str(folder), state_dict=adapters, save_embedding_layers=False)
-            (folder / "README.md").unlink(missing_ok=True)  # a form with nothing filled in
+            save_adapter(model, folder)
         else:
             if result.compute == torch.bfloat16:
                 model.to(torch.bfloat16)
@@ -90,6 +88,13 @@ def write_model(
     encoder.processor.save_pretrained(str(folder))
     about = {"contract": encoder.contract.model_dump(mode="json"), "base": dict(base)}
     (folder / "contract.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """adapter_model.safetensors, adapter_config.json: those that are trained, and none that is a reference."""
+    adapters = {name: weight.detach() for name, weight in trained(model).items()}  # the base may be in parts
+    model.save_pretrained(str(folder), state_dict=adapters, selected_adapters=["default"], save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # a form with nothing filled in
 
 
 def write_failure(folder: Folder, details: Mapping[str, Any]) -> None:

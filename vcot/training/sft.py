@@ -6,14 +6,11 @@ base + adapters → loop over batches, with checkpoints → the weights that wer
 from __future__ import annotations
 
 import math
-import os
-import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -25,20 +22,18 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
-    set_seed,
 )
 
 from vcot import logging
 from vcot.errors import InputError
-from vcot.models.device import compute_dtype, device
+from vcot.models.device import compute_dtype
 from vcot.models.families import family_of
-from vcot.models.loading import attach_lora, load_base, whole_model
-from vcot.records.cache import Fetching
+from vcot.models.loading import whole_model
 from vcot.records.example import IGNORED, Examples
 from vcot.stage import Bar, stop
 from vcot.tokens import Encoder
 from vcot.training.batches import Plan, RankBatches
-from vcot.training.checkpoints import Checkpoints, Manifest
+from vcot.training.checkpoints import Checkpoints
 from vcot.training.config import TrainingConfig
 from vcot.training.data import Item, loaders
 from vcot.training.engine import (
@@ -58,32 +53,13 @@ from vcot.training.engine import (
     trained,
 )
 from vcot.training.memory import divided, gpu_bytes, twice
-from vcot.training.parameters import freeze, parameter_groups
-
-_SAME_NAMES = {
-    "seed", "optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
-    "eval_steps", "save_steps",
-}  # fmt: skip
-"""Fields of TrainingConfig that are the library's arguments as they are."""
-
-
-@dataclass
-class TrainResult:
-    """What came out. history: the library's log of losses. tokens and seconds: since this process began, with all its
-    ranks."""
-
-    model: Any
-    compute: torch.dtype
-    history: list[dict[str, Any]]
-    parameters: int
-    tokens: int = 0
-    seconds: float = 0.0
-    metadata: dict[str, Any] = field(default_factory=dict)
+from vcot.training.parameters import parameter_groups
+from vcot.training.setup import TrainResult, fetching_for, model_to_train, newest, training_arguments
 
 
 def fine_tune(
     config: TrainingConfig, *, base: Path, base_uri: str, encoder: Encoder, examples: Examples,
-    checkpoints: Checkpoints, context: RunContext,
+    checkpoints: Checkpoints, context: RunContext, adapter: Path | None = None,
 ) -> TrainResult:  # fmt: skip
     """Trains from the newest whole checkpoint, or from the base, to the end.
 
@@ -102,9 +78,10 @@ def fine_tune(
     check_alike(context, config, examples.rows, gpu=gpu_bytes(), numbers=compute_dtype(config.dtype))
     start = _start(config, examples, checkpoints, context)
     plan, state, checkpoint = start.plan, start.state, start.checkpoint
-    with _fetching(examples, start, context) as fetching:  # while the model is loaded, too
+    needs = None if start.over else plan.shards(examples.rows)
+    with fetching_for(examples, needs, state.global_step, context) as fetching:  # while the model is loaded, too
         shards = context.ranks if divided(config, base, context.ranks) else 1
-        model, compute = _model(config, base, base_uri, shards=shards)
+        model, compute = model_to_train(config, base, base_uri, shards=shards, adapter=adapter)
         if in_shards(model):
             checkpoints.group, checkpoints.first_of_pod = distributed.new_group(backend="gloo"), context.first_of_pod
         result = TrainResult(model, compute, [], sum(p.numel() for p in trained(model).values()))
@@ -137,14 +114,8 @@ def fine_tune(
                     epoch=plan.epoch, batches_per_step=plan.batches_per_step, fetching=fetching, train=train,
                     validation=validation,
                 )  # fmt: skip
-                begun = time.monotonic()
-                try:
-                    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-                except BaseException:
-                    checkpoints.wait(and_raise=False)
-                    raise
-                checkpoints.wait()
-            result.seconds, result.tokens = time.monotonic() - begun, trainer.tokens - trainer.tokens_before
+                result.seconds = trainer.train_from(checkpoint)
+            result.tokens = trainer.tokens - trainer.tokens_before
             state = trainer.state
             stop.raise_if_requested(
                 f"step {state.global_step} of {len(plan.steps)} is done, the last checkpoint counts"
@@ -175,7 +146,7 @@ class _Start:
 
 
 def _start(config: TrainingConfig, examples: Examples, checkpoints: Checkpoints, context: RunContext) -> _Start:
-    found = _newest(checkpoints, context)
+    found = newest(checkpoints, context)
     plan = Plan.of(
         examples.rows, batch_tokens=config.batch_tokens, packed=config.packing == "on", epochs=config.num_train_epochs,
         batches_per_step=config.gradient_accumulation_steps * context.ranks if found is None
@@ -194,15 +165,6 @@ def _start(config: TrainingConfig, examples: Examples, checkpoints: Checkpoints,
     state = TrainerState.load_from_json(str(found[0] / PROGRESS))
     lacking = bool(plan.validation) and lacks_evaluation(state, steps, config)
     return _Start(plan, found[0], state, lacking, over=is_over(state, steps, config) and not lacking)
-
-
-def _fetching(examples: Examples, start: _Start, context: RunContext) -> AbstractContextManager[Fetching | None]:
-    """What brings this pod its examples from storage, where they are there, in one of its ranks."""
-    if examples.cache is None or not context.first_of_pod or start.over:
-        return nullcontext()
-    fetching = Fetching(examples.cache, start.plan.shards(examples.rows))
-    fetching.at(start.state.global_step)
-    return fetching
 
 
 class SFTTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library publishes no types
@@ -308,68 +270,3 @@ class SFTTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
 def learned_tokens(labels: Tensor) -> int:
     """How many tokens of [B, T] labels count; the first of a row is predicted from nothing."""
     return int((labels[:, 1:] != IGNORED).sum())
-
-
-def _newest(checkpoints: Checkpoints, context: RunContext) -> tuple[Path, Manifest] | None:
-    """The checkpoint that all ranks go on from: rank 0 looks for it."""
-    found = checkpoints.newest() if context.first else None
-    if not distributed.is_initialized():
-        return found
-    name: list[Any] = [None if found is None else found[0].name]
-    distributed.broadcast_object_list(name, src=0)
-    if name[0] is None:
-        return None
-    return in_turn(context, lambda: checkpoints.called(name[0]))
-
-
-def _model(config: TrainingConfig, base: Path, base_uri: str, *, shards: int) -> tuple[Any, torch.dtype]:
-    """The model to train, and what it computes with."""
-    compute = compute_dtype(config.dtype)
-    if config.tune == "full":
-        model = load_base(base, dtype=config.dtype, weights="float32", shards=shards)
-        freeze(model, config, family_of(model.config))
-        return model, compute
-    quantization: Literal["none", "nf4"] = "nf4" if config.tune == "qlora" else "none"
-    model = load_base(base, quantization=quantization, dtype=config.dtype, shards=shards)
-    set_seed(config.seed)  # the adapters' first values
-    adapted = attach_lora(
-        model, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout, base_uri=base_uri,
-        targets=config.targets, use_rslora=config.use_rslora, use_dora=config.use_dora,
-    )  # fmt: skip
-    return adapted, compute
-
-
-def training_arguments(
-    config: TrainingConfig, context: RunContext, *, steps: int, accumulation: int, evaluating: bool,
-    checkpointing: bool, evaluating_first: bool = False,
-) -> TrainingArguments:  # fmt: skip
-    where = device()
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(context.files)  # the library takes it from nowhere else
-    arguments = TrainingArguments(
-        output_dir=str(context.scratch / "trainer"),
-        use_cpu=where.type == "cpu",
-        **config.model_dump(include=_SAME_NAMES),
-        max_steps=steps,
-        gradient_accumulation_steps=accumulation,
-        ignore_data_skip=True,  # the batches begin where the checkpoint ends
-        neftune_noise_alpha=config.neftune_noise_alpha or None,
-        activation_checkpointing=checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
-        ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,
-        eval_strategy="steps" if evaluating else "no",
-        eval_on_start=evaluating_first,
-        save_strategy="steps",
-        save_only_model=True,  # the library refuses to resume a model in shards; it saves nothing here anyway
-        logging_strategy="steps",
-        logging_steps=1,  # a loss per step is what a resumed run is held against
-        logging_nan_inf_filter=False,
-        report_to=list(context.trackers) or "none",
-        disable_tqdm=True,
-        log_level="error",
-        remove_unused_columns=False,
-    )
-    if arguments.n_gpu > 1:
-        logging.get().warning("training uses one GPU", seen=arguments.n_gpu)
-        arguments._n_gpu = 1  # or the library would copy the model to all of them, which 4 bits do not survive
-    return arguments

@@ -1,0 +1,258 @@
+"""Learning from rewards, by TRL's trainer on our examples, checkpoints and rewards."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.toy import *  # noqa: F403  (fixtures)
+from tests.training.toy import Died, config, drawn, examples, weights, write_examples
+from vcot.errors import GateFailed, InputError, SettingsError
+from vcot.records.example import Examples
+from vcot.records.rollout import Rollout
+from vcot.storage import Store
+from vcot.training.config import GRPOOptions, GuardOptions
+
+COUNT = 6
+
+
+def options(**changes: Any) -> GRPOOptions:
+    return GRPOOptions(
+        **{"num_generations": 4, "questions_per_step": 2, "max_completion_length": 40, "redraws": 0} | changes
+    )
+
+
+def questions(encoder: Any, scratch: Path, count: int = COUNT, samples: Any = None) -> Any:
+    from vcot.training.questions import Questions
+
+    scratch.mkdir(parents=True, exist_ok=True)
+    made = Examples([write_examples(scratch / "examples.parquet", examples(encoder, count))])
+    own = [drawn(number)[0] for number in range(count)] if samples is None else samples
+    return Questions(made, own, encoder, way="ground", file=scratch / "samples.jsonl", cache_bytes=1 << 20)
+
+
+def learn(
+    base: Path, encoder: Any, scratch: Path, given: GRPOOptions | None = None, *, die_at: int | None = None,
+    **changes: Any,
+) -> tuple[Any, dict[int, list[Rollout]]]:  # fmt: skip
+    """The result, and the replies of each step."""
+    from vcot.training.checkpoints import Checkpoints
+    from vcot.training.engine import RunContext
+    from vcot.training.grpo import learn_from_rewards
+
+    saves, kept = 0, dict[int, list[Rollout]]()
+
+    def saved() -> None:
+        nonlocal saves
+        saves += 1
+        if saves == die_at:
+            raise Died
+
+    def keep(step: int, rollouts: Any, _: Any) -> None:
+        kept[step] = [one for _, one in rollouts]
+
+    attempt = scratch / f"attempt-{len(list(scratch.glob('attempt-*')))}"
+    settings = {
+        "tune": "lora", "neftune_noise_alpha": 0.0, "lora_dropout": 0.0, "num_train_epochs": 1.0, "save_steps": 1,
+        "learning_rate": 1e-3, "lr_scheduler_type": "constant_with_warmup", "batch_tokens": 400, "max_steps": 3,
+    } | changes  # fmt: skip
+    result = learn_from_rewards(
+        config(**settings), given or options(), base=base, base_uri="s3://b/base", adapter=None, encoder=encoder,
+        questions=questions(encoder, attempt), context=RunContext(attempt, saved=saved), keep=keep,
+        checkpoints=Checkpoints(Store(), str(scratch / "checkpoints"), attempt / "local", keep=1),
+    )  # fmt: skip
+    return result, kept
+
+
+def lines(result: Any) -> list[tuple[Any, ...]]:
+    """Of each step, what must be the same twice."""
+    names = ("step", "loss", "grad_norm", "reward", "entropy", "boxes")
+    return [tuple(line.get(name) for name in names) for line in result.history if "loss" in line]
+
+
+# --- questions -----------------------------------------------------------------------------------------
+
+
+def test_a_question_is_the_prompt_of_its_example_with_its_sample(toy_encoder: Any, tmp_path: Path) -> None:
+    asked = questions(toy_encoder, tmp_path)
+    assert len(asked) == COUNT  # one for each sample, though each has two reasonings
+    seen = [drawn(number) for number in range(COUNT)]
+    from vcot.storage.images import decode
+
+    expected = toy_encoder.prompts([one for one, _ in seen], [[decode(data, "").pixels] for _, data in seen])
+    found = asked.prompts(range(COUNT))
+    assert found.keys() == expected.keys()
+    assert all((found[name] == expected[name]).all() for name in expected)
+    assert [asked.sample(number) for number in range(COUNT)] == [one for one, _ in seen]
+
+
+def test_each_epoch_asks_everything_once_in_another_order(toy_encoder: Any, tmp_path: Path) -> None:
+    from vcot.training.questions import Curriculum
+
+    asked = Curriculum(questions(toy_encoder, tmp_path), 1, by_success=False)
+    epochs = [[n for round_ in range(first, first + 3) for n in asked.of_round(round_, 2)] for first in (0, 3)]
+    assert [sorted(one) for one in epochs] == [list(range(COUNT))] * 2
+    assert epochs[0] != epochs[1]
+    assert asked.of_round(0, 2, again=1) != asked.of_round(0, 2)
+
+
+def test_by_success_the_second_epoch_begins_with_what_was_half_right(toy_encoder: Any, tmp_path: Path) -> None:
+    from vcot.training.questions import Curriculum
+
+    right = {0: (1, 1), 1: (0, 1), 2: (0, 0), 3: (1, 0), 4: (1, 1), 5: (0, 0)}
+    asked = Curriculum(questions(toy_encoder, tmp_path), 1, by_success=True)
+    first = [n for round_ in range(3) for n in asked.of_round(round_, 2)]
+    for n in first:
+        asked.earned((n, Rollout(text="", rewards={"answer": value, "boxes": 0.3})) for value in right[n])
+    assert set(asked.of_round(3, 2)) == {1, 3}
+    asked.earned([(0, Rollout(text="", rewards={"answer": 0.5}))])  # what is earned meanwhile changes no order
+    assert sorted(n for round_ in (3, 4, 5) for n in asked.of_round(round_, 2)) == list(range(COUNT))
+    again = Curriculum(questions(toy_encoder, tmp_path), 1, by_success=True)
+    again.state = asked.state
+    assert [again.of_round(round_, 2) for round_ in (4, 5, 6)] == [asked.of_round(round_, 2) for round_ in (4, 5, 6)]
+    assert asked.needs(6, 1, 2)[3:] == [{0}] * 3
+
+
+def test_examples_without_samples_are_refused(toy_encoder: Any, tmp_path: Path) -> None:
+    some = [drawn(number)[0] for number in range(COUNT - 2)]
+    with pytest.raises(InputError, match=rf"2 of {COUNT} examples have no Sample .* such as train-4; run tokenize"):
+        questions(toy_encoder, tmp_path, samples=some)
+
+
+# --- a training ----------------------------------------------------------------------------------------
+
+
+def test_it_learns_what_is_rewarded_and_leaves_the_base_as_it_is(
+    toy_base: Path, toy_encoder: Any, tmp_path: Path
+) -> None:
+    from vcot.models.loading import load_base, whole_model
+
+    given = options(rewards=(f"short={__name__}:short",), num_generations=8, epsilon_high=0.28)
+    result, kept = learn(toy_base, toy_encoder, tmp_path, given, max_steps=18, learning_rate=5e-3)
+    tokens = [sum(one.tokens for one in kept[step]) / len(kept[step]) for step in sorted(kept)]
+    assert sum(tokens[-3:]) < 0.8 * sum(tokens[:3])
+    assert [len(each) for each in kept.values()] == [16] * 18
+    for each in kept.values():  # of each group the advantages make up for each other
+        assert math.fsum(one.advantage for one in each[:8]) == pytest.approx(0, abs=1e-2)
+    before = load_base(toy_base, dtype="float32").state_dict()
+    after = {name.replace(".base_layer", ""): value for name, value in whole_model(result.model).state_dict().items()}
+    assert all((after[name] == value).all() for name, value in before.items())
+
+
+def test_adapters_on_weights_in_4_bits_stay_float32(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
+    import torch
+
+    given = options(rewards=(f"short={__name__}:short",))
+    result, _ = learn(toy_base, toy_encoder, tmp_path, given, tune="qlora", max_steps=1)
+    assert {value.dtype for value in weights(result).values()} == {torch.float32}
+
+
+def short(rollout: Rollout, sample: Any, spec: Any) -> float:
+    return 1 - rollout.tokens / 40
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_killed_training_goes_on_to_the_same_numbers(
+    toy_base: Path, toy_encoder: Any, tmp_path: Path, updates: int
+) -> None:
+    """With two updates for each round of replies, it dies between the first and the second."""
+    given = options(num_iterations=updates, beta=0.01)
+    whole, kept = learn(toy_base, toy_encoder, tmp_path / "whole", given, max_steps=4)
+    with pytest.raises(Died):
+        learn(toy_base, toy_encoder, tmp_path / "killed", given, die_at=3, max_steps=4)
+    again, rest = learn(toy_base, toy_encoder, tmp_path / "killed", given, max_steps=4)
+    assert lines(again) == lines(whole)
+    assert all((value == weights(whole)[name]).all() for name, value in weights(again).items())
+    assert bool(rest) == (updates == 1)  # with two, the replies of the last step were drawn before the stop
+    assert all(kept[step] == each for step, each in rest.items())
+
+
+def test_the_loss_is_that_of_the_formula(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
+    """Of the first update, from a plain pass of the model over each prompt with its image and reply, one by one."""
+    import torch
+
+    from vcot.models.loading import load_base
+    from vcot.training.questions import Curriculum
+
+    result, kept = learn(toy_base, toy_encoder, tmp_path, options(loss_type="grpo"), max_steps=1)
+    # The policy is the one that drew, so the ratio is 1 and the loss −Σ advantage / replies, whatever is said.
+    advantages = [one.advantage for one in kept[0]]
+    assert result.history[0]["loss"] == pytest.approx(-sum(advantages) / len(advantages), abs=1e-4)
+    model, asked = load_base(toy_base, dtype="float32"), questions(toy_encoder, tmp_path / "again")
+    numbers = [n for n in Curriculum(asked, 1, by_success=False).of_round(0, 2) for _ in range(4)]
+    entropies, tokens = 0.0, 0
+    for number, one in zip(numbers, kept[0], strict=True):
+        batch = asked.prompts([number])
+        said = torch.tensor([toy_encoder.said(one.text, ended=one.ended)])
+        assert said.shape[1] == one.tokens
+        ids = torch.cat([batch["input_ids"], said], dim=1)
+        given = batch | {
+            "input_ids": ids, "attention_mask": torch.ones_like(ids),
+            "mm_token_type_ids": torch.nn.functional.pad(batch["mm_token_type_ids"], (0, said.shape[1])),
+        }  # fmt: skip
+        with torch.no_grad():
+            likely = model(**given).logits[:, -said.shape[1] - 1 : -1].log_softmax(-1)
+        entropies += float(-(likely.exp() * likely).sum())
+        tokens += one.tokens
+    assert result.history[0]["entropy"] == pytest.approx(entropies / tokens, rel=1e-5)
+
+
+def test_questions_that_teach_nothing_are_drawn_again(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
+    given = options(rewards=(f"rare={__name__}:rare",), redraws=3)
+    _, kept = learn(toy_base, toy_encoder, tmp_path, given, max_steps=2)
+    groups = [each[at : at + 4] for each in kept.values() for at in (0, 4)]
+    assert any(one.sample == "train-3" for group in groups for one in group)
+    assert all(len({one.reward for one in group}) > 1 or group[0].sample != "train-3" for group in groups)
+
+
+def rare(rollout: Rollout, sample: Any, spec: Any) -> float:
+    return float(sample.id == "train-3" and rollout.draw == 0)
+
+
+# --- what is refused -----------------------------------------------------------------------------------
+
+
+def test_a_reward_that_fails_too_often_stops_it(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the reward bad gave nan on train-\d; .* so it was for \d+ of \d+ replies"):
+        learn(toy_base, toy_encoder, tmp_path, options(rewards=("answer=1", f"bad={__name__}:bad")))
+
+
+def bad(rollout: Rollout, sample: Any, spec: Any) -> float:
+    return float("nan")
+
+
+def test_a_prompt_that_does_not_fit_a_batch_is_refused(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--batch-tokens=60 is less than the longest prompt and --max-completion"):
+        learn(toy_base, toy_encoder, tmp_path, batch_tokens=60)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"boxes": 9.5}, "boxes of a reply: 9.5, more than --max-boxes=3 times"), ({}, None),
+        ({"malformed": 0.9}, "share of malformed replies: 0.9, more than --max-malformed=0.5"),
+        ({"cut_off": 0.6}, "share of replies cut off"), ({"entropy": 0.001}, "entropy of a token: 0.001, less than"),
+        ({"masked": 0.8}, "that the server finds otherwise likely: 0.8, more than --max-masked=0.5"),
+        ({"kl": 4.0}, "distance from the model it began with: 4, more than --max-kl=1"),
+        ({"groups_that_teach": 0.0}, "nothing to learn from"),
+    ],
+)  # fmt: skip
+def test_a_guard_stops_what_has_left_its_bounds(changed: dict[str, float], told: str | None) -> None:
+    from transformers import TrainerState
+
+    from vcot.training.guards import STEPS, Guards
+
+    usual = {"boxes": 2.0, "malformed": 0.1, "cut_off": 0.1, "entropy": 0.3, "kl": 0.1, "groups_that_teach": 0.6}
+    guards, state = Guards(GuardOptions()), TrainerState()
+    for step in range(3 * STEPS):
+        state.global_step = step + 1
+        state.log_history.append(usual | (changed if step >= STEPS else {}) | {"step": step + 1})
+        if step < 2 * STEPS - 1 or told is None:
+            if told is None or step < STEPS:
+                guards.on_log(None, state, None)
+            continue
+        with pytest.raises(GateFailed, match=told):
+            guards.on_log(None, state, None)

@@ -1,0 +1,221 @@
+"""Replies from a vLLM server that stands beside the training (`--rollouts vllm`), on other GPUs.
+
+    model = ServedModel(url, folder, questions, encoder)
+    model.lay(base)                   <folder>/base, for the server to begin with
+    model.publish(policy, step)       the adapters as they are now, under a name of their own
+    model.drawn(…, numbers, decoding) of each question its replies: tokens, and how likely the server found them
+
+The server holds the base, in bfloat16, and loads adapters from a folder that both see. The base is never merged with
+them: to merge and unmerge bfloat16 weights a thousand times moves them by two thirds of their mean (TRL #6688), and to
+send all weights at each step is gigabytes where the adapters are megabytes.
+
+The server renders the conversation and reads the images by itself, so each prompt's tokens are held against ours: with
+another pixel budget or template it would answer other questions than those that are learned.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import openai
+
+from vcot import logging
+from vcot.errors import SettingsError, TemporaryError, VcotError
+from vcot.grounding.tags import render
+from vcot.models.decoding import Decoding
+from vcot.models.generation import Generated
+from vcot.stage import stop
+from vcot.tokens import Encoder, is_processor_file, prompt_text
+from vcot.training.publish import save_adapter
+from vcot.training.questions import Questions
+
+AT_ONCE = 64
+"""Questions under way. The server puts them into batches as it has room."""
+STARTS_WITHIN = 1200.0
+"""Seconds that it may take to load its weights."""
+
+
+class ServedModel:
+    """
+    Args:
+        url: of its OpenAI-compatible interface, mostly ending in /v1.
+        folder: that the server sees under the same path.
+        retries: of a request that failed on the way; timeout: seconds of one.
+    """
+
+    def __init__(
+        self, url: str, folder: Path, questions: Questions, encoder: Encoder, *, retries: int = 8,
+        timeout: float = 600.0,
+    ) -> None:  # fmt: skip
+        self.url, self.questions, self.encoder = url, questions, encoder
+        self.base, self.adapters = folder / "base", folder / "adapters"
+        self.spec = encoder.contract.frame_spec
+        # No environment variable may send the images elsewhere: the address and a word for a key are given.
+        self.client = openai.OpenAI(base_url=url, api_key="none", max_retries=retries, timeout=timeout)
+        self.name = ""
+
+    @cached_property
+    def run(self) -> str:
+        """Apart from every other attempt: the server knows an adapter by its name for good."""
+        return secrets.token_hex(4)
+
+    def lay(self, base: Path) -> None:
+        """Lays a base where the server may serve it from, whole or not at all: its files, and the processor with this
+        training's limits of pixels. Nothing is done where one lies there."""
+        if self.base.exists():
+            return
+        unfinished = self.base.with_name(f".base-{self.run}")
+        unfinished.mkdir(parents=True)
+        for file in base.iterdir():
+            if file.is_file() and not is_processor_file(file.name):
+                try:
+                    os.link(file.resolve(), unfinished / file.name)  # 17 GB need not be there twice
+                except OSError:
+                    shutil.copyfile(file, unfinished / file.name)
+        self.encoder.processor.save_pretrained(str(unfinished))
+        unfinished.replace(self.base)
+
+    def wait(self, seconds: float = STARTS_WITHIN) -> None:
+        """Until the server answers. Raises TemporaryError: it does not in time. Interrupted: a stop was asked for."""
+        begun, told = time.monotonic(), False
+        while True:
+            try:
+                self.client.with_options(max_retries=0, timeout=10).models.list()
+                return
+            except openai.APIError as error:
+                if time.monotonic() - begun > seconds:
+                    raise self._trouble(error) from error
+            if not told:
+                logging.get().info("waiting for the vLLM server to answer", url=self.url, base=str(self.base))
+                told = True
+            stop.raise_if_requested("the vLLM server does not answer yet")
+            time.sleep(1)
+
+    def publish(self, model: Any, step: int) -> str:
+        """Hands its adapters to the server and gives their name, by which all ranks draw; the older ones are dropped.
+
+        Raises SettingsError: the server does not take them. TemporaryError: it is not there.
+        """
+        name, older = f"policy-{self.run}-{step}", self.name
+        folder = self.adapters / name
+        unfinished = self.adapters / f".{name}"
+        unfinished.mkdir(parents=True, exist_ok=True)
+        save_adapter(model, unfinished)
+        unfinished.replace(folder)  # whole, or not there
+        self._post("/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+        if older:
+            self._post("/unload_lora_adapter", {"lora_name": older})
+            shutil.rmtree(self.adapters / older, ignore_errors=True)
+        self.name = name
+        return name
+
+    def drawn(self, model: Any, numbers: Sequence[int], decoding: Decoding) -> list[list[Generated]]:
+        """Of each question `decoding.samples` replies, by the adapters that were published last.
+
+        Raises SettingsError: the server does not speak vLLM's interface, or makes other tokens of a question.
+        TemporaryError: it is not there.
+        """
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(lambda number: self._asked(number, decoding), numbers))
+
+    def close(self) -> None:
+        """Drops the last adapters, as far as the server is there."""
+        if self.name:
+            with suppress(openai.APIError):
+                once = self.client.with_options(max_retries=0)
+                once.post("/unload_lora_adapter", body={"lora_name": self.name}, cast_to=str)
+            shutil.rmtree(self.adapters / self.name, ignore_errors=True)
+        self.client.close()
+
+    # --- one question --------------------------------------------------------------------------------
+
+    def _asked(self, number: int, decoding: Decoding) -> list[Generated]:
+        given: dict[str, Any] = {
+            "model": self.name, "messages": self._messages(number), "n": decoding.samples,
+            "temperature": decoding.temperature, "top_p": 1.0, "max_completion_tokens": decoding.max_new_tokens,
+            "logprobs": True, "seed": (decoding.seed * 1_000_003 + number) % 2**31,
+        }  # fmt: skip
+        own = {"top_k": -1, "repetition_penalty": 1.0, "skip_special_tokens": False, "return_token_ids": True}
+        try:
+            answer = self.client.chat.completions.create(**given, extra_body=own).model_dump()
+        except openai.APIError as error:
+            raise self._trouble(error) from error
+        self._same_prompt(number, answer.get("prompt_token_ids"))
+        return [self._read(choice) for choice in answer["choices"]]
+
+    def _messages(self, number: int) -> list[dict[str, Any]]:
+        """The conversation as the Encoder renders it: the images of a turn, then its text."""
+        sample = self.questions.sample(number)
+        images = iter(self.questions.image_bytes(number))
+        frame = sample.frame(self.spec)
+
+        def parts(count: int, text: str) -> list[dict[str, Any]]:
+            urls = [_data_url(data) for _, data in zip(range(count), images, strict=False)]
+            said = [{"type": "text", "text": text}] if text else []
+            return [*({"type": "image_url", "image_url": {"url": url}} for url in urls), *said]
+
+        messages: list[dict[str, Any]] = []
+        for turn in sample.turns:
+            text = render(turn.said, frame)
+            content = text if turn.role == "assistant" else parts(turn.images, text)
+            messages.append({"role": turn.role, "content": content})
+        asked = prompt_text(sample, self.encoder.contract.instruction)
+        return [*messages, {"role": "user", "content": parts(sample.images_asked, asked)}]
+
+    def _same_prompt(self, number: int, found: Sequence[int] | None) -> None:
+        ours = self.questions.item(number)["ids"].tolist()
+        if found is None:
+            raise SettingsError(
+                f"--vllm-url={self.url}: it says no token ids (return_token_ids); it should be vLLM 0.11 or later"
+            )
+        if list(found) != ours:
+            image = self.encoder.processor.image_token_id
+            raise SettingsError(
+                f"--vllm-url={self.url}: of the question of {self.questions.sample(number).id} it makes {len(found)} "
+                f"tokens, {list(found).count(image)} of them of images; the training {len(ours)}, {ours.count(image)} "
+                "of images. Both have to read one folder with tokenizer, template and the limits of pixels: serve "
+                f"{self.base}"
+            )
+
+    def _read(self, choice: dict[str, Any]) -> Generated:
+        ids = choice.get("token_ids")
+        content = (choice.get("logprobs") or {}).get("content")
+        if not ids or content is None or len(content) != len(ids):
+            raise SettingsError(
+                f"--vllm-url={self.url}: a reply of {len(ids or ())} token ids has {len(content or ())} "
+                "log-probabilities; it should be vLLM 0.11 or later, with --logprobs-mode processed_logprobs"
+            )
+        return Generated(list(ids), [float(one["logprob"]) for one in content])
+
+    # --- the way there -------------------------------------------------------------------------------
+
+    def _post(self, path: str, body: dict[str, Any]) -> None:
+        try:
+            self.client.post(path, body=body, cast_to=str)
+        except openai.APIError as error:
+            raise self._trouble(error) from error
+
+    def _trouble(self, error: openai.APIError) -> VcotError:
+        said = f"--vllm-url={self.url}: {error}"
+        if isinstance(error, openai.APIStatusError) and error.status_code < 500 and error.status_code not in (408, 429):
+            return SettingsError(
+                f"{said}. It should be started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve {self.base} "
+                "--enable-lora --max-loras 2 --max-lora-rank (at least --lora-r) --logprobs-mode processed_logprobs, "
+                f"and see {self.adapters}"
+            )
+        return TemporaryError(f"{said}; the training goes on from its last checkpoint when the server is there again")
+
+
+def _data_url(data: bytes) -> str:
+    kind = "png" if data.startswith(b"\x89PNG") else "webp" if data[8:12] == b"WEBP" else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
