@@ -2,17 +2,18 @@
 
     python -m tests.chain.kill --kills 60 --seed 1
 
-A small chain (drawn scenes, the rehearsal base, a few optimiser steps in fp32) runs once undisturbed. Then it runs
-again under another name. The first kill of each stage falls into its first half; each further one picks a stage, in
-proportion to how long it took, and a moment of it. The stage is started, killed with its children at that moment, and
-started again with the same command. At the end shards,
-rejections, replies, losses and tuned weights of both runs must be the same to the byte.
+A small chain (drawn scenes, the rehearsal base, a few optimiser steps in fp32, by imitation and then from rewards) runs
+once undisturbed. Then it runs again under another name. The first kill of each stage falls into its first half; each
+further one picks a stage, in proportion to how long it took, and a moment of it. The stage is started, killed with its
+children at that moment, and started again with the same command. At the end shards, rejections, replies, losses and
+tuned weights of both runs must be the same to the byte.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -42,7 +43,15 @@ SMALL: Mapping[str, Mapping[str, str]] = {
         "SAVE_STEPS": "4", "EVAL_STEPS": "8", "LEARNING_RATE": "1e-3",
     },
     "evaluate": {"SPLIT": "validation", "MAX_SAMPLES": "6", "MAX_NEW_TOKENS": "24"},
+    "grpo": {
+        "METHOD": "grpo", "TUNE": "qlora", "DTYPE": "float32", "LEARNING_RATE": "1e-3", "BETA": "0.01",
+        "NUM_GENERATIONS": "4", "QUESTIONS_PER_STEP": "2", "NUM_ITERATIONS": "2", "MAX_COMPLETION_LENGTH": "64",
+        "BATCH_TOKENS": "1024", "MAX_STEPS": "8", "SAVE_STEPS": "2", "ROLLOUTS_EVERY": "2",
+    },
 }  # fmt: skip
+GRPO = "grpo"
+NAMES = (*STAGES, GRPO)
+"""What is killed: the stages, and a training from rewards, which is stage train of run <id>-grpo."""
 
 
 def main() -> int:
@@ -50,8 +59,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
-    if asked.kills < len(STAGES):
-        parser.error(f"--kills {asked.kills}: at least {len(STAGES)}, one for each stage")
+    if asked.kills < len(NAMES):
+        parser.error(f"--kills {asked.kills}: at least {len(NAMES)}, one for each of {', '.join(NAMES)}")
     from tools.s3server import BUCKET, running_s3
 
     with (
@@ -67,14 +76,17 @@ def main() -> int:
 def compare(runs_uri: str, base_uri: str, kills: int, seed: int) -> dict[str, Any]:
     """Runs the chain twice, the second time with kills; says what differs, and where the kills fell."""
     put_folder(Store(), ROOT / "examples" / "rehearsal", base_uri)
-    took = {stage: finish(stage, runs_uri, "calm", base_uri) for stage in STAGES}
+    took = {name: finish(name, runs_uri, "calm", base_uri) for name in NAMES}
     moments = draw(took, kills, seed)
     fell: Counter[str] = Counter()
-    for stage in STAGES:
-        for moment in moments[stage]:
-            fell[f"{stage}: {strike(stage, runs_uri, 'stormy', base_uri, moment)}"] += 1
-        finish(stage, runs_uri, "stormy", base_uri)
-    calm, stormy = (fingerprint(join(runs_uri, name)) for name in ("calm", "stormy"))
+    for name in NAMES:
+        for moment in moments[name]:
+            fell[f"{name}: {strike(name, runs_uri, 'stormy', base_uri, moment)}"] += 1
+        finish(name, runs_uri, "stormy", base_uri)
+    calm, stormy = (
+        fingerprint(join(runs_uri, name)) | training_from_rewards(join(runs_uri, f"{name}-{GRPO}"))
+        for name in ("calm", "stormy")
+    )
     differing = sorted(name for name in calm.keys() | stormy.keys() if calm.get(name) != stormy.get(name))
     return {
         "same": not differing, "compared": len(calm), "differing": differing, "kills": dict(sorted(fell.items())),
@@ -89,10 +101,10 @@ def draw(took: Mapping[str, float], kills: int, seed: int) -> dict[str, list[flo
     quicker second run has not ended yet. The same seed and times give the same moments.
     """
     dice = random.Random(seed)
-    moments = {stage: [dice.uniform(0.0, 0.5) * took[stage]] for stage in STAGES}
-    for _ in range(kills - len(STAGES)):
-        (stage,) = dice.choices(STAGES, [took[stage] for stage in STAGES])
-        moments[stage].append(dice.random() * took[stage])
+    moments = {name: [dice.uniform(0.0, 0.5) * took[name]] for name in NAMES}
+    for _ in range(kills - len(NAMES)):
+        (name,) = dice.choices(NAMES, [took[name] for name in NAMES])
+        moments[name].append(dice.random() * took[name])
     return moments
 
 
@@ -106,18 +118,34 @@ def fingerprint(run_uri: str) -> dict[str, object]:
             for file in (*shard["files"], shard["rejections"]):
                 found[f"{stage}/{file['name']}"] = file["sha256"]
             found[f"{stage}/{shard['shard']} row_counts"] = shard["row_counts"]
-    found["train/files"] = json.loads(store.read(join(run_uri, "train", "_done/stage.json")))["metadata"]["files"]
-    for step in json.loads(store.read(join(run_uri, "train", "losses.json"))):
-        found[f"train/losses {len(found)}"] = step
-    return found
+    return found | training(run_uri)
 
 
-def command(stage: str) -> list[str]:
-    return [sys.executable, "-m", f"jobs.{stage}"]
+def training(run_uri: str) -> dict[str, object]:
+    store = Store()
+    done = json.loads(store.read(join(run_uri, "train", "_done/stage.json")))
+    losses = json.loads(store.read(join(run_uri, "train", "losses.json")))
+    return {"train/files": done["metadata"]["files"]} | {f"train/losses {at}": step for at, step in enumerate(losses)}
 
 
-def environment(stage: str, runs_uri: str, run_id: str, base_uri: str) -> dict[str, str]:
-    small = {f"VCOT_{stage.upper()}_{name}": value for name, value in SMALL[stage].items()}
+def training_from_rewards(run_uri: str) -> dict[str, object]:
+    """The same of a training from rewards, and its replies."""
+    store = Store()
+    replies = store.list(join(run_uri, "train", "rollouts"))
+    hashes = {f"train/{file.uri.rpartition('/')[2]}": hashlib.sha256(store.read(file.uri)).hexdigest() for file in replies}
+    return {f"{GRPO}: {name}": value for name, value in (training(run_uri) | hashes).items()}
+
+
+def command(name: str) -> list[str]:
+    return [sys.executable, "-m", f"jobs.{'train' if name == GRPO else name}"]
+
+
+def environment(name: str, runs_uri: str, run_id: str, base_uri: str) -> dict[str, str]:
+    stage = "train" if name == GRPO else name
+    small = {f"VCOT_{stage.upper()}_{setting}": value for setting, value in SMALL[name].items()}
+    if name == GRPO:
+        small["VCOT_TRAIN_INPUT_URI"] = join(runs_uri, run_id, "tokenize")
+        run_id = f"{run_id}-{GRPO}"
     if stage in ("tokenize", "train"):
         small[f"VCOT_{stage.upper()}_BASE_URI"] = base_uri
     if stage == "convert":  # below its own run by default, and a Sample names its image's URI
@@ -127,23 +155,23 @@ def environment(stage: str, runs_uri: str, run_id: str, base_uri: str) -> dict[s
     return clean | {"OMP_NUM_THREADS": "1"} | step.environment
 
 
-def finish(stage: str, runs_uri: str, run_id: str, base_uri: str) -> float:
+def finish(name: str, runs_uri: str, run_id: str, base_uri: str) -> float:
     """Runs the stage to its end; returns the seconds it took."""
     begun = time.monotonic()
     answer = subprocess.run(
-        command(stage), env=environment(stage, runs_uri, run_id, base_uri), cwd=ROOT, capture_output=True, text=True,
+        command(name), env=environment(name, runs_uri, run_id, base_uri), cwd=ROOT, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     if answer.returncode:
-        raise RuntimeError(f"{stage} of {run_id} ended with {answer.returncode}:\n{answer.stderr[-4000:]}")
+        raise RuntimeError(f"{name} of {run_id} ended with {answer.returncode}:\n{answer.stderr[-4000:]}")
     return time.monotonic() - begun
 
 
-def strike(stage: str, runs_uri: str, run_id: str, base_uri: str, moment: float) -> str:
+def strike(name: str, runs_uri: str, run_id: str, base_uri: str, moment: float) -> str:
     """Starts the stage and kills it with all its children after `moment` seconds."""
     with scratch() as folder:
         process = subprocess.Popen(
-            command(stage), env=environment(stage, runs_uri, run_id, base_uri) | {"TMPDIR": str(folder)}, cwd=ROOT,
+            command(name), env=environment(name, runs_uri, run_id, base_uri) | {"TMPDIR": str(folder)}, cwd=ROOT,
             start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
@@ -153,7 +181,7 @@ def strike(stage: str, runs_uri: str, run_id: str, base_uri: str, moment: float)
             process.wait()
             return "killed"
     if code:
-        raise RuntimeError(f"{stage} ended by itself with {code} before its kill")
+        raise RuntimeError(f"{name} ended by itself with {code} before its kill")
     return "had ended before"
 
 
