@@ -131,9 +131,10 @@ def training(run_uri: str) -> dict[str, object]:
 def training_from_rewards(run_uri: str) -> dict[str, object]:
     """The same of a training from rewards, and its replies."""
     store = Store()
-    replies = store.list(join(run_uri, "train", "rollouts"))
-    hashes = {f"train/{file.uri.rpartition('/')[2]}": hashlib.sha256(store.read(file.uri)).hexdigest() for file in replies}
-    return {f"{GRPO}: {name}": value for name, value in (training(run_uri) | hashes).items()}
+    found = training(run_uri)
+    for file in store.list(join(run_uri, "train", "rollouts")):
+        found[file.uri.rpartition("/")[2]] = hashlib.sha256(store.read(file.uri)).hexdigest()
+    return {f"{GRPO}: {name}": value for name, value in found.items()}
 
 
 def command(name: str) -> list[str]:
