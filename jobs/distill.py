@@ -33,6 +33,7 @@ class DistillSettings(PromptOptions, VerificationOptions, Settings):
     """Gives reasoning to the rows that lack it; rows that have it, and rows of the test split, pass unchanged.
 
     --teacher template writes a short grounded trace from the annotated evidence, without any model.
+    --teacher none writes nothing.
     --teacher openai asks a model behind any OpenAI-compatible endpoint (OPENAI_BASE_URL, OPENAI_API_KEY), with one of
     the strategies that stand below, each with the settings that it alone looks at.
     Boxes of annotated objects are put into the text by this program. Boxes that the model proposes are checked, and
@@ -43,7 +44,10 @@ class DistillSettings(PromptOptions, VerificationOptions, Settings):
     groups: ClassVar[tuple[Group, ...]] = (Group("teacher", ("input_uri", "teacher", "strategy")),)
 
     input_uri: str | None = setting(None, "folder of the stage that made the Samples; default: <run-uri>/convert")
-    teacher: Literal["template", "openai"] = setting("template", "who writes the reasoning")
+    teacher: Literal["template", "openai", "none"] = setting(
+        "template", "who writes the reasoning; none: rows pass as they are, and those without reasoning can be learned "
+        "from by rewards (tokenize --without-reasoning ask)"
+    )  # fmt: skip
     strategy: str = setting("answer-aware", "openai: how it is asked; see below")
     max_rejected_share: float = setting(
         0.05, "share of the rows that may be refused before the stage fails", unit="0..1", ge=0, le=1,
@@ -102,8 +106,8 @@ class DistillSettings(PromptOptions, VerificationOptions, Settings):
                 if without_credentials(address := os.environ.get(name, "")) != address:
                     yield f"{name}={address}: {CREDENTIALS}"
         elif self.model is not None:
-            yield f"--model={self.model}: the template teacher asks no model; did you mean --teacher openai?"
-        elif self.alternatives > self.phrasings:
+            yield f"--model={self.model}: --teacher {self.teacher} asks no model; did you mean --teacher openai?"
+        elif self.teacher == "template" and self.alternatives > self.phrasings:
             yield (
                 f"--alternatives={self.alternatives}: the template has --phrasings {self.phrasings}, and alternatives "
                 "must differ"
@@ -147,7 +151,7 @@ def run(settings: DistillSettings) -> None:
             if isinstance(teacher, ModelTeacher):
                 print(Estimate(teacher, rows_of(everything)).table(settings.concurrency))
             else:
-                print("the template teacher asks nobody: nothing is to be paid")
+                print(f"--teacher {settings.teacher} asks no model: nothing is to be paid")
             return
         todo = [index for index in everything if folder.shard_marker(index) is None]
         try:
@@ -173,6 +177,11 @@ def run(settings: DistillSettings) -> None:
 
 @contextmanager
 def teacher_of(settings: DistillSettings, folder: Folder) -> Iterator[Teacher]:
+    if settings.teacher == "none":
+        from vcot.distill import NoTeacher
+
+        yield NoTeacher()
+        return
     if settings.teacher == "template":
         from vcot.distill.template import TemplateTeacher
 

@@ -15,7 +15,7 @@ from pydantic import model_validator
 from vcot import logging
 from vcot.errors import SettingsError
 from vcot.pipeline.orchestrator import Clock, Plan, make_plan, orchestrate
-from vcot.settings import PREFIX, CommaSeparated, Declared, setting
+from vcot.settings import PREFIX, STAGES, CommaSeparated, Declared, setting
 from vcot.stage import launch, stop
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -154,14 +154,15 @@ def plans_here(settings: PipelineSettings, env_files: Sequence[Path], places: Ma
     """The plan of this run, and before it that of the run that it begins with, where there is one.
 
     A training from rewards (TRAIN_METHOD=grpo) begins with the model of run <id>-sft, unless --from-run names another.
-    That one is made by the settings files alone; what stands on the command line is for this run, as is a file
-    train-grpo.env beside train.env.
+    Files <stage>-grpo.env beside <stage>.env hold what both of them want otherwise; train-grpo.env, and what stands on
+    the command line of train, is for this run alone.
     """
     from vcot.pipeline.local import gather_variables
 
     ours, method = (f"{PREFIX}TRAIN_{name}" for name in ("", "METHOD"))
     chosen = gather_variables(env_files, os.environ, places)["train"].get(method, "sft")
-    named = gather_variables(env_files, os.environ, places, methods={"train": chosen})
+    methods = dict.fromkeys(STAGES, chosen)
+    named = gather_variables(env_files, os.environ, places, methods)
     first = f"{settings.run_name}-sft"
     begins_with = chosen != "sft" and not settings.from_run and f"{ours}FROM_URI" not in named["train"]
     plan = make_plan(
@@ -171,7 +172,9 @@ def plans_here(settings: PipelineSettings, env_files: Sequence[Path], places: Ma
     if not begins_with or "train" not in [step.stage for step in plan.steps]:
         return [plan]
     elsewhere = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return [make_plan(first, settings.runs_uri, gather_variables(env_files, elsewhere, places), until="train"), plan]
+    del methods["train"]
+    before = gather_variables(env_files, elsewhere, places, methods)
+    return [make_plan(first, settings.runs_uri, before, until="train"), plan]
 
 
 def _place(name: str, folder: str, runs_uri: str) -> str:

@@ -78,6 +78,10 @@ class TokenizeSettings(Settings):
     instruction: str | None = setting(
         None, "a line below every question that is answered with boxes, in training and in evaluation"
     )
+    without_reasoning: Literal["refuse", "ask"] = setting(
+        "refuse", "rows that have no reasoning to learn from; ask: they give their question alone, which train "
+        "--method grpo answers and is rewarded for, and --method sft leaves out"
+    )  # fmt: skip
     max_rejected_share: float = setting(
         0.05, "the stage fails when a larger share of its rows is refused", unit="0..1", ge=0, le=1,
         shapes_result=False,
@@ -149,7 +153,10 @@ def run(settings: TokenizeSettings) -> None:
             ways=tuple(way for name in settings.learn for way in LEARNED_WAYS if way == name),
         )  # fmt: skip
         files = [shard.files for shard in source.shards]
-        tokenizing = Tokenizing(store, source_uri, files, folder.uri, base, Encoder(processor, contract))
+        tokenizing = Tokenizing(
+            store, source_uri, files, folder.uri, base, Encoder(processor, contract),
+            ask=settings.without_reasoning == "ask",
+        )  # fmt: skip
         many = source.row_counts.kept >= 2 * WORTH_A_PROCESS[settings.mode] or settings.processes is not None
         if many and min(workers.count, len(files)) > 1 and settings.part != "finish" and settings.shard is None:
             workers.map(shard, [(folder, number, tokenizing.shard) for number in range(len(files))])

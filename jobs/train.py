@@ -336,12 +336,13 @@ def _learn(
                     f"{fetched.examples_uri}: it does not say which Samples it was made of; run tokenize again"
                 )
             source, _ = read_marker(folder.store, fetched.samples_uri, *OF_SAMPLES)
+            options = GRPOOptions.from_settings(settings)
             questions = Questions(
                 examples, read_samples(folder.store, fetched.samples_uri, source), encoder,
-                way="ground" if "ground" in contract.ways else contract.ways[0], cache_bytes=context.cache_bytes,
+                way="ground" if "ground" in contract.ways else contract.ways[0],
+                alone=options.questions == "without-reasoning", cache_bytes=context.cache_bytes,
                 file=scratch / f"samples-{number}.jsonl",
             )  # fmt: skip
-            options = GRPOOptions.from_settings(settings)
             if options.judge is not None:
                 from vcot.distill.endpoint import address_and_name
                 from vcot.distill.judge import Judge

@@ -316,6 +316,15 @@ def test_held_out_boards_may_take_other_steps(tmp_path: Path) -> None:
     assert [sample.origin.split == "test" for sample in found] == [False] * 4 + [True] * 4
 
 
+def test_boards_of_other_steps_come_without_their_reasoning(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"world": "following", "scenes": 6, "steps": "1,2,3", "held_out": 3}
+    whole, found = drawn(tmp_path / "a", **options), drawn(tmp_path / "b", **options, reasoning_steps="1,3")
+    assert [len(sample.reasoning) for sample in found] == [1, 0, 1, 1, 0, 1, 1, 0, 1]
+    assert [(one.question, one.answers, one.evidence) for one in found] == [
+        (one.question, one.answers, one.evidence) for one in whole
+    ]
+
+
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("side", [3, 4, 5, 6, 7, 8, 12])
 def test_all_steps_that_a_board_has_room_for_can_be_drawn(world: World, side: int) -> None:
@@ -379,6 +388,8 @@ def test_all_worlds_together_become_examples_in_every_way_and_none_is_lost(tmp_p
          "--held-out-steps: counting on boards with --side=4 takes 1 to 5 steps; got 6"),
         ({"world": "routes", "held_out_steps": "2"},
          "--held-out-steps is of boards for the test split; say how many with --held-out"),
+        ({"world": "following", "steps": "1,2", "reasoning_steps": "2,3"},
+         "--reasoning-steps: no board takes 3 steps; --steps has 1, 2"),
         ({"held_out": 5}, "--held-out: scenes of --world=objects have no layout to hold out; name another world"),
     ],
 )  # fmt: skip

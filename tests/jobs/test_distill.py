@@ -69,9 +69,24 @@ def test_rows_get_reasoning_or_pass_shard_by_shard(any_place: str) -> None:
     assert rows[1].reasoning == (Trace(("I see ", see("star", CENTRE, RIGHT), ". That makes 2.")),)
     assert rows[4].reasoning == (Trace(("I see no dog.",)),)
     said = report(any_place)
-    assert said["rows"] == {"taught": 3, "traces": 3, "had_reasoning": 1, "test_passed": 1}
+    assert said["rows"] == {"taught": 3, "traces": 3, "had_reasoning": 1, "without": 0, "test_passed": 1}
     assert said["teacher"] == marker.metadata.teacher == "template/1"
     assert {row.id for row in shown(any_place)} == {"where", "count", "absent"}
+
+
+def test_without_a_teacher_all_rows_pass_as_they_are(tmp_path: Path) -> None:
+    convert(str(tmp_path), MIXED)
+    run(DistillSettings(run_uri=str(tmp_path), teacher="none"))
+    marker, rows = distilled(str(tmp_path))
+    assert rows == MIXED
+    assert (marker.metadata.teacher, marker.row_counts.rejected) == ("none", {})
+    assert report(str(tmp_path))["rows"] == {
+        "taught": 0, "traces": 0, "had_reasoning": 1, "without": 3, "test_passed": 1,
+    }  # fmt: skip
+    page = " ".join((tmp_path / "distill" / "report.html").read_text().split())
+    assert (
+        "5 passed as they are, because they have reasoning, because nobody was asked or are of the test split" in page
+    )
 
 
 def test_rows_without_evidence_are_refused_and_counted(tmp_path: Path) -> None:

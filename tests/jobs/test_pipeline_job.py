@@ -64,6 +64,7 @@ def test_a_training_from_rewards_begins_with_a_run_that_imitates(
     (tmp_path / "settings").mkdir()
     (tmp_path / "settings/train.env").write_text("VCOT_TRAIN_TUNE=lora\nVCOT_TRAIN_LEARNING_RATE=1e-3\n")
     (tmp_path / "settings/train-grpo.env").write_text("VCOT_TRAIN_LEARNING_RATE=1e-5\n")
+    (tmp_path / "settings/convert-grpo.env").write_text("VCOT_CONVERT_LIMIT=5\n")
     monkeypatch.setenv("VCOT_TRAIN_METHOD", "grpo")
     monkeypatch.setenv("VCOT_TRAIN_MAX_STEPS", "7")
 
@@ -75,6 +76,7 @@ def test_a_training_from_rewards_begins_with_a_run_that_imitates(
     assert [(step.stage, step.run_uri) for step in first.steps] == [
         (stage, "/runs/boards-sft") for stage in ("convert", "distill", "tokenize", "train")
     ]
+    assert first.steps[0].variables == {"VCOT_CONVERT_LIMIT": "5"}
     assert first.steps[-1].variables == {"VCOT_TRAIN_TUNE": "lora", "VCOT_TRAIN_LEARNING_RATE": "1e-3"}
     train, evaluate = second.steps
     assert train.variables == {

@@ -125,6 +125,29 @@ def test_several_ways_give_examples_of_each_row_and_are_counted_and_shown(tmp_pa
     assert list(examples(alone, marker)) == [one for one in found if one.way == "ground"]
 
 
+def test_rows_without_reasoning_can_give_their_question_alone(tmp_path: Path, toy_base: Path) -> None:
+    place = str(tmp_path / "run")
+    first, second, third = rows(place, "ttv")
+    silent = [row.model_copy(update={"reasoning": ()}) for row in (second, third)]
+    distilled(place, [[first, *silent]])
+    marker = tokenize(place, toy_base, learn="direct,ground", without_reasoning="ask", processes=2)
+    found = {one.id: one for one in examples(place, marker)}
+    assert list(found) == ["s0#direct", "s0#0", "s1#direct", "s1#question", "s2#direct", "s2#question"]
+    asked, answered = found["s1#question"], found["s0#0"]
+    assert (asked.alone, asked.learned, asked.alternative) == (True, 0, -1)
+    assert asked.ids == answered.ids[: len(asked.ids)]  # the same question, up to where the reply begins
+    assert answered.labels[: len(asked.ids)] == asked.labels
+    assert answered.labels[len(asked.ids)] == answered.ids[len(asked.ids)]
+    assert asked.images and asked.image_grids == answered.image_grids
+    report = json.loads((tmp_path / "run/tokenize/report.json").read_text())
+    assert (report["questions_alone"], report["refused_alternatives"], report["refused"]) == (2, {}, {})
+    page = " ".join((tmp_path / "run/tokenize/report.html").read_text().split())
+    assert "<b>2</b><span>questions alone, for rewards</span>" in page
+    only_asked = str(tmp_path / "only")
+    distilled(only_asked, [silent])
+    tokenize(only_asked, toy_base, without_reasoning="ask")  # nothing in it is learned, and that is no fault
+
+
 def test_direct_alone_needs_no_reasoning(tmp_path: Path, toy_base: Path) -> None:
     place = str(tmp_path / "run")
     distilled(place, [[row.model_copy(update={"reasoning": ()}) for row in rows(place, "tv")]])

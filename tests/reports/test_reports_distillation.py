@@ -69,7 +69,7 @@ def test_the_funnel_of_each_dataset_and_of_all(tmp_path: Path) -> None:
         "rows": 6, "passed": 1, "asked": 4, "parsed": 3, "boxes_accepted": 2, "answer_agreed": 1, "kept": 1,
     }  # fmt: skip
     assert found["refused"] == {"vsr": {reason.value: 1 for reason in fallen}}
-    assert found["rows"] == {"taught": 3, "traces": 3, "had_reasoning": 1, "test_passed": 0}
+    assert found["rows"] == {"taught": 3, "traces": 3, "had_reasoning": 1, "without": 0, "test_passed": 0}
     assert Distillation.model_validate(found).model_dump(mode="json") == found
     text = text_of(page)
     assert "vsr 6 1 4 3 (75 %) 2 (50 %) 1 (25 %) 1 (25 %)" in text

@@ -25,11 +25,11 @@ def options(**changes: Any) -> GRPOOptions:
     )
 
 
-def questions(encoder: Any, scratch: Path, count: int = COUNT, samples: Any = None) -> Any:
+def questions(encoder: Any, scratch: Path, count: int = COUNT, samples: Any = None, reasonings: int = 2) -> Any:
     from vcot.training.questions import Questions
 
     scratch.mkdir(parents=True, exist_ok=True)
-    made = Examples([write_examples(scratch / "examples.parquet", examples(encoder, count))])
+    made = Examples([write_examples(scratch / "examples.parquet", examples(encoder, count, 0, reasonings))])
     own = [drawn(number)[0] for number in range(count)] if samples is None else samples
     return Questions(made, own, encoder, way="ground", file=scratch / "samples.jsonl", cache_bytes=1 << 20)
 
@@ -76,9 +76,12 @@ def lines(result: Any) -> list[tuple[Any, ...]]:
 # --- questions -----------------------------------------------------------------------------------------
 
 
-def test_a_question_is_the_prompt_of_its_example_with_its_sample(toy_encoder: Any, tmp_path: Path) -> None:
-    asked = questions(toy_encoder, tmp_path)
-    assert len(asked) == COUNT  # one for each sample, though each has two reasonings
+@pytest.mark.parametrize("reasonings", [2, 0])
+def test_a_question_is_the_prompt_of_its_example_with_its_sample(
+    toy_encoder: Any, tmp_path: Path, reasonings: int
+) -> None:
+    asked = questions(toy_encoder, tmp_path, reasonings=reasonings)
+    assert len(asked) == COUNT  # one for each sample, whatever reasonings it has
     seen = [drawn(number) for number in range(COUNT)]
     from vcot.storage.images import decode
 
@@ -87,6 +90,20 @@ def test_a_question_is_the_prompt_of_its_example_with_its_sample(toy_encoder: An
     assert found.keys() == expected.keys()
     assert all((found[name] == expected[name]).all() for name in expected)
     assert [asked.sample(number) for number in range(COUNT)] == [one for one, _ in seen]
+
+
+def test_those_without_reasoning_can_be_asked_alone(toy_encoder: Any, tmp_path: Path) -> None:
+    from vcot.training.questions import Questions
+
+    both = [*examples(toy_encoder, 2), *examples(toy_encoder, 4, 0, 0)[2:]]
+    made = Examples([write_examples(tmp_path / "examples.parquet", both)])
+    given: dict[str, Any] = {"way": "ground", "file": tmp_path / "samples.jsonl", "cache_bytes": 1 << 20}
+    samples = [drawn(number)[0] for number in range(4)]
+    asked = Questions(made, samples, toy_encoder, alone=True, **given)
+    assert [asked.sample(number).id for number in range(len(asked))] == ["train-2", "train-3"]
+    made = Examples([write_examples(tmp_path / "others.parquet", examples(toy_encoder, 2))])
+    with pytest.raises(InputError, match="not one question without reasoning of the train split in the way ground"):
+        Questions(made, samples, toy_encoder, alone=True, **given)
 
 
 def test_each_epoch_asks_everything_once_in_another_order(toy_encoder: Any, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.training.toy import examples, write_examples
 from vcot.errors import InputError, SettingsError
-from vcot.records.example import IGNORED, Examples, Row
+from vcot.records.example import ALONE, IGNORED, Examples, Row
 from vcot.training.batches import Plan, RankBatches
 from vcot.training.data import Collator, SFTDataset, loaders
 
@@ -42,6 +42,12 @@ def planned(made: list[Row], **changes: Any) -> Plan:
 
 def flat(plan: Plan) -> list[int]:
     return [row for step in plan.steps for batch in step for row in batch]
+
+
+def test_questions_alone_are_left_out() -> None:
+    made = rows(50)
+    alone = [Row(f"{s}#question", f"{s} more", ALONE, "train" if s % 5 else "validation", 2000) for s in range(50)]
+    assert planned(made + alone) == planned(made)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -19,7 +19,7 @@ from PIL import ImageDraw
 from tests.fakes.markers import stage_marker
 from vcot.grounding import Box, Mention, Trace, place
 from vcot.records import Folder, Image, Origin, Sample
-from vcot.records.example import Example, Examples, ExampleSink
+from vcot.records.example import ALONE, Example, Examples, ExampleSink
 from vcot.records.metadata import TokenizeShardMetadata
 from vcot.records.shards import TOKENIZE, ShardWriter
 from vcot.storage import Store
@@ -85,7 +85,7 @@ def examples(encoder: Any, train: int, validation: int = 0, alternatives: int = 
         split = "train" if number < train else "validation"
         sample, data = drawn(number, split, alternatives)
         seen = [decode(data, sample.id)] if encoder.contract.mode == "multimodal" else []
-        for alternative in range(len(sample.reasoning)):
+        for alternative in range(len(sample.reasoning)) or [ALONE]:
             example = encoder.example(sample, alternative, seen, [data] * len(seen))
             assert isinstance(example, Example), example
             made.append(example)

@@ -81,12 +81,24 @@ def with_reasoning(sample: Sample, reasoning: DistilledReasoning, teacher: str) 
     return own + [pair.model_copy(update={"origin": origin}) for pair in reasoning.pairs]
 
 
+class NoTeacher:
+    """Rows stay as they are."""
+
+    name = "none"
+
+    def teach(self, samples: Iterable[Sample]) -> Generator[tuple[Sample, Outcome], None, None]:
+        yield from ((sample, None) for sample in samples)
+
+    def counts(self) -> Mapping[str, int]:
+        return {}
+
+
 class Teacher(Protocol):
     """Writes reasoning for the Samples that need it."""
 
     @property
     def name(self) -> str:
-        """What `origin.teacher` says: "template/1", or the model's name."""
+        """What `origin.teacher` says: "template/1", "none", or the model's name."""
 
     def teach(self, samples: Iterable[Sample]) -> Generator[tuple[Sample, Outcome], None, None]:
         """Every sample with its outcome, in the order in which they came. Close it if you leave it early."""

@@ -17,7 +17,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from vcot import logging
-from vcot.distill import DistilledReasoning, Outcome, Teacher, needs_teacher, refuse, with_reasoning
+from vcot.distill import DistilledReasoning, NoTeacher, Outcome, Teacher, needs_teacher, refuse, with_reasoning
 from vcot.errors import TemporaryError, VcotError
 from vcot.grounding import Mention
 from vcot.records import Folder, Reason, Rejection, Sample
@@ -56,7 +56,8 @@ def write(rows: Iterable[tuple[Sample, Outcome]], teacher: str, writer: ShardWri
     """The rows as they came out, into the shard."""
     funnel = Funnel()
     for sample, outcome in rows:
-        if outcome is None and needs_teacher(sample):  # which is left alone only where there is no image
+        if outcome is None and needs_teacher(sample) and teacher != NoTeacher.name:
+            # A teacher leaves it alone only where there is no image.
             outcome = refuse(sample, Reason.NO_REASONING, "it is asked by text alone: there is nothing to point at")
         if isinstance(outcome, Rejection):
             funnel.refused(sample, outcome)
@@ -102,15 +103,16 @@ class Funnel:
     """The counts and the examples of one shard under way."""
 
     def __init__(self) -> None:
-        self._rows: Counter[str] = Counter(taught=0, traces=0, had_reasoning=0, test_passed=0)
+        self._rows: Counter[str] = Counter(taught=0, traces=0, had_reasoning=0, without=0, test_passed=0)
         self._funnel: defaultdict[str, Counter[str]] = defaultdict(Counter)
         kinds = ("refused", "parts", "flags")
         self._noted: dict[str, defaultdict[str, Counter[str]]] = {kind: defaultdict(Counter) for kind in kinds}
         self._sampler = ExampleSampler(SHOWN)
 
     def passed(self, sample: Sample) -> None:
-        """A row that needs no teacher."""
-        self._rows["test_passed" if sample.origin.split == "test" else "had_reasoning"] += 1
+        """A row that needs no teacher, or has none."""
+        why = "test_passed" if sample.origin.split == "test" else "had_reasoning" if sample.reasoning else "without"
+        self._rows[why] += 1
         self._funnel[sample.origin.dataset].update(("rows", "passed"))
 
     def kept(self, sample: Sample, made: Sequence[Sample], outcome: DistilledReasoning) -> None:

@@ -1,6 +1,7 @@
 """Example: what training learns from, in Parquet that `datasets` opens as it is.
 
-    id · sample · alternative · split       which reasoning of which Sample
+    id · sample · alternative · split       which reasoning of which Sample; −1: its question alone, to be learned from
+                                            by rewards
     way                                     in which it is answered (vcot.grounding.ways)
     ids [T] · labels [T]                    −100 where nothing is learned
     images · image_grids                    stored bytes, and (frames, rows, columns) in patches, of each image in the
@@ -34,6 +35,9 @@ from vcot.records.cache import ShardCache
 IGNORED = -100
 """The label of a token that is not learned (the index that torch's cross entropy leaves out)."""
 
+ALONE = -1
+"""The alternative of a question without a reply."""
+
 GROUP_ROWS = 256
 GROUP_BYTES = 4 << 20
 """A row group ends at either: at about forty images, or at text that took its writer as long as the group's own costs.
@@ -49,7 +53,7 @@ _SINGLE, _SEVERAL = {"image", "image_grid"}, {"images", "image_grids"}
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenised answer to one question.
+    """One tokenised answer to one question, or a question alone.
 
     ids, labels: [T], of one length. images: the bytes of each as stored (to be made upright by EXIF) or, where it was
     shrunk, a PNG of exactly the resized size. image_grids: what the processor makes of each, (1, rows, columns) in
@@ -75,6 +79,11 @@ class Example:
                 f"{self.id}: {len(self.images)} images and {len(self.image_grids)} grids; an image and its grid come "
                 "together or not at all"
             )
+
+    @property
+    def alone(self) -> bool:
+        """A question without a reply."""
+        return self.alternative == ALONE
 
     @property
     def learned(self) -> int:

@@ -49,6 +49,7 @@ class Taught(Record):
     taught: int = Field(0, description="rows that got reasoning")
     traces: int = Field(0, description="that they got, those of new questions too")
     had_reasoning: int = Field(0, description="rows that passed because somebody wrote reasoning before")
+    without: int = Field(0, description="rows that passed without reasoning, because the teacher is none")
     test_passed: int = Field(0, description="rows that passed because they are of the test split")
 
 
@@ -111,7 +112,7 @@ class DistillShardMetadata(Record):
 
 
 class DistillMetadata(Record):
-    teacher: str = Field(description="template/1, or the model's name")
+    teacher: str = Field(description="template/1, none, or the model's name")
     strategy: str | None = Field(None, description="how a model was asked")
     prompts: dict[str, int] = Field({}, description="purpose → version")
 
@@ -188,6 +189,7 @@ class TokenizeShardMetadata(Record):
     visual: dict[int, int] = Field({}, description="visual tokens → examples with an image")
     lost_alternatives: dict[str, int] = Field({}, description="reason → reasonings of rows that others kept")
     by_text: int = Field(0, description="examples of samples without an image")
+    alone: int = Field(0, description="questions of samples without reasoning, to be learned from by rewards")
     learned: int = Field(0, description="tokens")
     shrunk: int = 0
     test_rows: int = 0

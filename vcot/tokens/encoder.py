@@ -35,7 +35,7 @@ from vcot.grounding.tags import SPELLINGS, render, render_reply
 from vcot.grounding.ways import LearnedWay, asked
 from vcot.models.families import family_in, family_of_processor
 from vcot.records import Contract, Mode
-from vcot.records.example import IGNORED, Example
+from vcot.records.example import ALONE, IGNORED, Example
 from vcot.records.sample import NO_IMAGE_SIZE, Reason, Rejection, Sample
 from vcot.storage.images import DecodedImage
 
@@ -143,7 +143,7 @@ class Encoder:
         """What is learned from one reasoning of a sample, its evidence first and the answer last.
 
         Args:
-            alternative: which of `reasoning_by(sample, way)`.
+            alternative: which of `reasoning_by(sample, way)`; ALONE: none, the example is the question alone.
             images, data: the sample's images and their bytes as stored; none in text mode, nor where it has none.
             way: of answering. Replies of earlier turns are the same in every way.
 
@@ -160,8 +160,8 @@ class Encoder:
             if (image.width, image.height) != size:
                 there = f"the image is {image.width}x{image.height} pixels"
                 return refuse(sample, Reason.IMAGE_SIZE_DIFFERS, f"{there}, the sample says {size[0]}x{size[1]}")
-        trace = reasoning_by(sample, way)[alternative]
-        if way == "reason" and not trace.text.strip():
+        trace = None if alternative == ALONE else reasoning_by(sample, way)[alternative]
+        if way == "reason" and trace is not None and not trace.text.strip():
             return refuse(sample, Reason.NO_REASONING, "its reasoning is boxes alone, without words")
         fitted = self._fit(sample, trace, way, sizes)
         if isinstance(fitted, Rejection):
@@ -178,7 +178,7 @@ class Encoder:
                 own = buffer.getvalue()
             kept.append(own)
         return Example(
-            id=f"{sample.id}#{_NAMES[way].format(alternative)}",
+            id=f"{sample.id}#{_NAMES[way].format('question' if trace is None else alternative)}",
             sample=sample.id,
             alternative=alternative,
             split="train" if sample.origin.split == "train" else "validation",
@@ -190,7 +190,7 @@ class Encoder:
             way=way,
         )
 
-    def _fit(self, sample: Sample, trace: Trace, way: LearnedWay, sizes: Sequence[Size]) -> _Fitted | Rejection:
+    def _fit(self, sample: Sample, trace: Trace | None, way: LearnedWay, sizes: Sequence[Size]) -> _Fitted | Rejection:
         """The example with its images as they are or, where it is too long so, with the largest that fit: each with
         the same share of its visual tokens."""
         limit, least, factor = self.contract.max_length, self.contract.min_pixels, self.contract.factor
@@ -222,11 +222,13 @@ class Encoder:
         return fitted
 
     def _ids(
-        self, sample: Sample, trace: Trace, way: LearnedWay, shown: Sequence[Size], visual: Sequence[int]
+        self, sample: Sample, trace: Trace | None, way: LearnedWay, shown: Sequence[Size], visual: Sequence[int]
     ) -> _Fitted:
         """shown: sizes of its images. visual: how many tokens each of them takes, none in text mode."""
         template = self._template(_shape(sample, any(visual)))
         prompt, labels = self._prompt(sample, template, visual, asked(way, self.contract.instruction), shown)
+        if trace is None:
+            return _Fitted(prompt, [IGNORED] * len(prompt), [], list(shown))
         reply = self._plain(_rendered(trace, sample.answers[0], self._frame(sample, shown))) + template.end
         return _Fitted(prompt, labels, reply, list(shown))
 

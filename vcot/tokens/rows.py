@@ -23,9 +23,10 @@ from PIL import Image as Pillow
 
 from vcot.errors import InputError
 from vcot.grounding.tags import Parsed, parse
+from vcot.grounding.ways import LearnedWay
 from vcot.models.families import family_of_processor
 from vcot.records import Contract
-from vcot.records.example import IGNORED, Example, Examples
+from vcot.records.example import ALONE, IGNORED, Example, Examples
 from vcot.records.metadata import ShownRow, TokenizeShardMetadata
 from vcot.records.sample import IMAGE_REASONS, NO_IMAGE_SIZE, Image, Reason, Rejection, Sample, kept_bytes
 from vcot.records.shards import File, RowCounts, ShardMarker, ShardWriter, fetch_file, read_records
@@ -60,10 +61,16 @@ class Tokenizing:
         own_uri: str,
         base: Path,
         encoder: Encoder,
+        *,
+        ask: bool = False,
     ) -> None:
-        """shards: the files of each. base: the local folder of the encoder's processor, for other processes."""
+        """
+        Args:
+            shards: the files of each. base: the local folder of the encoder's processor, for other processes.
+            ask: a row without reasoning gives its question alone; else it is refused.
+        """
         self.store, self.source_uri, self.shards, self.own_uri = store, source_uri, shards, own_uri
-        self.base, self.encoder = base, encoder
+        self.base, self.encoder, self.ask = base, encoder, ask
         self._images: OrderedDict[str, tuple[DecodedImage, bytes]] = OrderedDict()
         ways = encoder.contract.ways
         self._places = list(product(KINDS, ways))
@@ -71,7 +78,8 @@ class Tokenizing:
 
     def __reduce__(self) -> Any:
         contract = self.encoder.contract.model_dump_json()
-        return _in_another_process, (self.store, self.source_uri, self.shards, self.own_uri, self.base, contract)
+        places = self.store, self.source_uri, self.shards, self.own_uri, self.base
+        return _in_another_process, (*places, contract, self.ask)
 
     def samples(self, shard: int) -> Iterator[Sample]:
         """Of one shard, in order; their texts are tokenised before they come."""
@@ -85,7 +93,7 @@ class Tokenizing:
         """One shard; a row gives one example per way and reasoning, rows of the test split give none."""
         splits, ways, lost = Counter[str](), Counter[str](), Counter[str]()
         lengths, visual = Counter[int](), Counter[int]()
-        learned = shrunk = by_text = test_rows = 0
+        learned = shrunk = by_text = alone = test_rows = 0
         shown: dict[tuple[str, str], list[ShownRow]] = {place: [] for place in self._places}
         image_token = self.encoder.processor.image_token_id
         gc.freeze()  # else the garbage collector goes through all of torch and the tokenizer, again and again
@@ -114,6 +122,7 @@ class Tokenizing:
                 lengths[len(example.ids)] += 1
                 learned += example.learned
                 shrunk += example.shrunk
+                alone += example.alone
                 if image is None:
                     by_text += 1
                 else:
@@ -123,14 +132,15 @@ class Tokenizing:
             writer.keep(*examples)
         return TokenizeShardMetadata(
             splits=_sorted(splits), ways=_sorted(ways), lengths=_sorted(lengths), visual=_sorted(visual),
-            lost_alternatives=_sorted(lost), by_text=by_text, learned=learned, shrunk=shrunk, test_rows=test_rows,
+            lost_alternatives=_sorted(lost), by_text=by_text, alone=alone, learned=learned, shrunk=shrunk,
+            test_rows=test_rows,
             shown=tuple(one for some in shown.values() for one in some),
         )  # fmt: skip
 
     def examples(self, sample: Sample) -> tuple[list[Example], list[Rejection]]:
         """All that one row gives; refused is a whole row, or some of its reasonings."""
         ways, refused = self.encoder.contract.ways, list[Rejection]()
-        if not sample.reasoning and ways != ("direct",):
+        if not sample.reasoning and ways != ("direct",) and not self.ask:
             detail = "no reasoning to learn from; distill writes one for rows that have none"
             refused.append(refuse(sample, Reason.NO_REASONING, detail))
             if "direct" not in ways:
@@ -143,12 +153,15 @@ class Tokenizing:
                 return [], [refuse(sample, IMAGE_REASONS[error.reason], str(error))]
         shown, data = [image for image, _ in found], [data for _, data in found]
         made = [
-            self.encoder.example(sample, i, shown, data, way)
-            for way in ways
-            for i in range(len(reasoning_by(sample, way)))
+            self.encoder.example(sample, i, shown, data, way) for way in ways for i in self._alternatives(sample, way)
         ]
         refused += [one for one in made if isinstance(one, Rejection)]
         return [one for one in made if isinstance(one, Example)], refused
+
+    def _alternatives(self, sample: Sample, way: LearnedWay) -> Sequence[int]:
+        if way != "direct" and not sample.reasoning:
+            return (ALONE,) if self.ask else ()
+        return range(len(reasoning_by(sample, way)))
 
     def _image(self, image: Image) -> tuple[DecodedImage, bytes]:
         """The image and its bytes. Raises ImageError."""
@@ -191,10 +204,10 @@ def _encoder(base: Path, contract: str) -> Encoder:
 
 
 def _in_another_process(
-    store: Store, source_uri: str, shards: Sequence[Sequence[File]], own_uri: str, base: Path, contract: str
+    store: Store, source_uri: str, shards: Sequence[Sequence[File]], own_uri: str, base: Path, contract: str, ask: bool
 ) -> Tokenizing:
     """Loads the encoder once for all shards of a process: it is large, and does not travel."""
-    return Tokenizing(store, source_uri, shards, own_uri, base, _encoder(base, contract))
+    return Tokenizing(store, source_uri, shards, own_uri, base, _encoder(base, contract), ask=ask)
 
 
 # --- the audit ---------------------------------------------------------------------------------------------
@@ -204,15 +217,19 @@ def check_mask(example: Example, processor: Any) -> None:
     """Holds the mask of an example against the rules, from the ids alone and not from how they were made.
 
     Raises InputError: nothing is learned; a learned label is another token than its id; a part of the prompt, an
-    image or a header is learned; or the end of a reply is not.
+    image or a header is learned; or the end of a reply is not. Of a question alone: something is learned, or it does
+    not end where a reply begins.
     """
-    if not (replies := learned_replies(example.labels)):
+    replies, marks = learned_replies(example.labels), _marks(processor)
+    if example.alone:
+        if replies or example.ids[-len(marks.header) :] != marks.header:
+            raise _broken(example, "a question alone must end behind the assistant's header, and none of it be learned")
+    elif not replies:
         raise _broken(example, "nothing of it is learned")
-    if replies[-1][1] != len(example.ids):
+    elif replies[-1][1] != len(example.ids):
         raise _broken(example, "what is learned is not one piece up to the end")
     if any(example.labels[first:end] != example.ids[first:end] for first, end in replies):
         raise _broken(example, "a label is another token than the one that stands there")
-    marks = _marks(processor)
     for first, end in replies:
         reply = example.ids[first:end]
         if marks.special.intersection(reply) != {marks.end} or reply.count(marks.end) != 1:
@@ -353,7 +370,7 @@ def numbers(counts: TokenizeShardMetadata, row_counts: RowCounts, contract: Cont
     Raises InputError where examples were made and nothing in them is learned.
     """
     examples = sum(counts.splits.values())
-    if examples and not counts.learned:
+    if examples > counts.alone and not counts.learned:
         raise InputError(f"nothing is learned in any of {examples} examples")
     tokens = sum(length * often for length, often in counts.lengths.items())
     return {
@@ -368,6 +385,7 @@ def numbers(counts: TokenizeShardMetadata, row_counts: RowCounts, contract: Cont
         },
         "visual_tokens": {"per_example": _spread(counts.visual), "histogram": histogram(counts.visual)},
         "by_text": counts.by_text,
+        "questions_alone": counts.alone,
         "shrunk": counts.shrunk,
         "refused": row_counts.rejected,
         "refused_alternatives": counts.lost_alternatives,

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from torch.utils.data import Sampler
 
 from vcot.errors import SettingsError
-from vcot.records.example import Row
+from vcot.records.example import ALONE, Row
 
 WINDOW = 64
 """Batches whose rows are sorted or packed together; beyond it, order is random among what is shuffled together."""
@@ -55,7 +55,7 @@ class Plan:
         Args:
             rows: of all splits; those of the split train are learned. Of each sample, in each way of answering, one
                 row (one alternative of its reasoning) is drawn per epoch; of one of the split validation the first is
-                taken, always.
+                taken, always. Questions alone are left out.
             batch_tokens: of one batch: of its rows together where they are packed, else of its longest row times
                 their number.
             max_steps: where given, so many steps, whatever `epochs` says.
@@ -138,7 +138,7 @@ def _samples_by_split(rows: Sequence[Row]) -> dict[str, list[list[int]]]:
     """Split → its samples, once for each way, each its rows in the order of their alternatives."""
     found: dict[str, dict[tuple[str, str], list[int]]] = {"train": defaultdict(list), "validation": defaultdict(list)}
     for number, row in enumerate(rows):
-        if row.split in found:
+        if row.split in found and row.alternative != ALONE:
             found[row.split][row.sample, row.way].append(number)
     return {
         split: [sorted(numbers, key=lambda number: rows[number].alternative) for numbers in samples.values()]

@@ -240,6 +240,10 @@ class GRPOOptions(GuardOptions):
     num_iterations: int = setting(
         1, "updates from the same replies; 2 to 4 where drawing takes most of the time", unit="updates", gt=0
     )
+    questions: Literal["all", "without-reasoning"] = setting(
+        "all", "what is asked; without-reasoning: questions alone, of tokenize --without-reasoning ask, not those "
+        "whose reasoning was learned before"
+    )  # fmt: skip
     curriculum: Literal["off", "by-success"] = setting(
         "off", "by-success: from the second epoch on, questions that were right in about half of their tries come "
         "first, those that were always right or always wrong last; off: in an order drawn anew"

@@ -13,7 +13,7 @@ import torch
 from vcot.errors import InputError
 from vcot.grounding.ways import LearnedWay
 from vcot.records import Sample
-from vcot.records.example import Examples
+from vcot.records.example import ALONE, Examples
 from vcot.records.rollout import Rollout
 from vcot.tokens import Encoder
 from vcot.tokens.rows import learned_replies
@@ -26,7 +26,8 @@ class Questions:
     Args:
         samples: of the stage that tokenize read, in any order. They are kept in a file, so that memory does not grow
             with their number.
-        way: in which questions are asked; one prompt for each sample, whatever reasonings it has.
+        way: in which questions are asked; one prompt for each sample, whatever reasonings it has, or none.
+        alone: those whose sample has no reasoning, and no others.
         file: a place on this disk for the samples.
 
     Raises:
@@ -35,15 +36,17 @@ class Questions:
 
     def __init__(
         self, examples: Examples, samples: Iterable[Sample], encoder: Encoder, *, way: LearnedWay, file: Path,
-        cache_bytes: int,
+        alone: bool = False, cache_bytes: int,
     ) -> None:  # fmt: skip
         self.examples, self._encoder = examples, encoder
         self._data = SFTDataset(examples, encoder, cache_bytes=cache_bytes)
+        firsts = (ALONE,) if alone else (ALONE, 0)
         asked = {row.sample: number for number, row in reversed(list(enumerate(examples.rows)))
-                 if row.split == "train" and row.way == way and row.alternative == 0}  # fmt: skip
+                 if row.split == "train" and row.way == way and row.alternative in firsts}  # fmt: skip
         if not asked:
+            which = "question without reasoning" if alone else "example"
             raise InputError(
-                f"there is not one example of the train split in the way {way}; look at the report of tokenize"
+                f"there is not one {which} of the train split in the way {way}; look at the report of tokenize"
             )
         self._rows = sorted(asked.values())
         places: dict[str, int] = {}
@@ -80,6 +83,8 @@ class Questions:
     def item(self, number: int) -> Item:
         """Of its prompt; ids: int64 [T]."""
         item = self._data[self._rows[number]]
+        if self.examples.rows[self._rows[number]].alternative == ALONE:
+            return item
         first, _ = learned_replies(tuple(item["labels"].tolist()))[-1]  # replies of earlier turns may be learned, too
         return item | {"ids": item["ids"][:first]}
 

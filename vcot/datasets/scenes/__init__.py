@@ -54,6 +54,10 @@ class SceneOptions(QuestionOptions):
         unit="scenes", ge=0,
     )  # fmt: skip
     held_out_steps: Numbers = setting((), "scenes: steps of those; default: the same", unit="steps")
+    reasoning_steps: Numbers = setting(
+        (), "scenes: boards of so many steps have their reasoning written; the others come with question, answer and "
+        "boxes alone, to be learned from by rewards; default: all", unit="steps",
+    )  # fmt: skip
     written: Literal["boxes", "places", "filler"] = setting(
         "boxes", "scenes: reasoning about a board: each look with its box, or with row and column in words, or as many "
         "meaningless dots (the control of thinking longer)"
@@ -63,6 +67,11 @@ class SceneOptions(QuestionOptions):
         yield from super().faults()
         if self.held_out_steps and not self.held_out:
             yield "--held-out-steps is of boards for the test split; say how many with --held-out"
+        if unknown := sorted({*self.reasoning_steps} - {*self.steps}):
+            yield (
+                f"--reasoning-steps: no board takes {', '.join(map(str, unknown))} steps; --steps has "
+                f"{', '.join(map(str, self.steps))}"
+            )
         if self.world == "objects":
             if self.held_out:
                 yield "--held-out: scenes of --world=objects have no layout to hold out; name another world"
@@ -159,6 +168,7 @@ def _about_a_board(row: Row, dice: np.random.Generator, context: ConversionConte
     image = _kept(draw_board(dice, drawn.board), row, context)
     size = image.width, image.height
     only = drawn.routes[0] if len(drawn.routes) == 1 else None
+    shown = drawn.routes if steps in (own.reasoning_steps or (steps,)) else ()
     turns = tuple(
         turn
         for place, what in drawn.before
@@ -175,7 +185,7 @@ def _about_a_board(row: Row, dice: np.random.Generator, context: ConversionConte
         turns=turns,
         question=drawn.question,
         answers=(drawn.answer,),
-        reasoning=tuple(written(route, own.written, *size) for route in drawn.routes),
+        reasoning=tuple(written(route, own.written, *size) for route in shown),
         # Of several ways to the answer none is the one that a reply must go.
         evidence=None if only is None else tuple(mention(seen.called, seen.places, *size) for seen in only),
         metadata={"world": own.world, "steps": steps},
