@@ -138,7 +138,8 @@ def test_rows_without_reasoning_can_give_their_question_alone(tmp_path: Path, to
     assert asked.ids == answered.ids[: len(asked.ids)]  # the same question, up to where the reply begins
     assert answered.labels[: len(asked.ids)] == asked.labels
     assert answered.labels[len(asked.ids)] == answered.ids[len(asked.ids)]
-    assert asked.images and asked.image_grids == answered.image_grids
+    assert asked.images
+    assert asked.image_grids == answered.image_grids
     report = json.loads((tmp_path / "run/tokenize/report.json").read_text())
     assert (report["questions_alone"], report["refused_alternatives"], report["refused"]) == (2, {}, {})
     page = " ".join((tmp_path / "run/tokenize/report.html").read_text().split())
