@@ -15,6 +15,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.configuration import ROOT
 from tests.cluster.conftest import Smoke
 from vcot.settings import STAGES
+from vcot.storage import Store
 
 
 def test_the_chain_reaches_its_end(smoke: Smoke) -> None:
@@ -62,3 +63,20 @@ def test_a_run_that_is_whole_makes_no_job_for_a_gpu(smoke: Smoke, namespace: Clu
     assert not namespace.list("Job", run=smoke.run_id)
     state = namespace.get("ConfigMap", f"{smoke.run_id}-state")["data"]["state.json"]
     assert json.loads(state)["steps"]["evaluate"]["state"] == "done"
+
+
+def test_rewards_go_on_from_the_model_of_another_run(smoke: Smoke, namespace: Cluster, overlay) -> None:
+    """As overlay gpu-grpo does it, two steps of it."""
+    run = overlay("rewarded")
+    with (run.folder / "run.env").open("a") as env:
+        env.write(f"\nFROM_RUN={smoke.run_id}:tokenize\n")
+    run.settings(
+        "train", method="grpo", max_steps=2, num_generations=4, questions_per_step=2, max_completion_length=48,
+        save_steps=1,
+    ).orchestrator("--only", "train")  # fmt: skip
+    run.apply(namespace)
+    namespace.completes(run.pipeline, 10 * 60)
+    assert "it begins with the model beside its examples" in namespace.logs("rewarded-train")
+    store = Store()
+    assert len(json.loads(store.read("s3://vcot/runs/rewarded/train/losses.json"))) == 2
+    assert store.read("s3://vcot/runs/rewarded/train/rollouts.html")

@@ -103,7 +103,8 @@ def test_disk_and_shared_memory_are_asked_for_as_they_may_be_used(pods: Pods) ->
         volumes = {volume["name"]: volume["emptyDir"] for volume in pod["volumes"]}
         mounts = {mount["name"]: mount["mountPath"] for mount in main_of(spec)["volumeMounts"]}
         shared = {"shm": "/dev/shm"} if "shm" in volumes else {}
-        assert mounts == {"scratch": "/scratch", "tmp": "/tmp"} | shared, where
+        served = {"vllm": "/tmp/vllm"} if "vllm" in volumes else {}  # what training and server both see
+        assert mounts == {"scratch": "/scratch", "tmp": "/tmp"} | shared | served, where
         if where.startswith("cpu-smoke"):  # limits there say what is too much, not what is expected
             continue
         resources = main_of(spec)["resources"]
