@@ -15,6 +15,7 @@ import io
 import os
 import tempfile
 import time
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,12 @@ from vcot.training.engine import RunContext
 from vcot.training.grpo import RewardedTrainer, drawn_here
 from vcot.training.questions import Curriculum, Questions
 from vcot.training.setup import training_arguments
+
+
+def spread(rollout: Rollout, *_: Any) -> float:
+    """By chance, so that replies of a group earn different things where the base earns nothing."""
+    return zlib.crc32(rollout.text.encode()) % 1000 / 1000
+
 
 GENERATIONS, QUESTIONS, LIMIT, BETA, UPDATES = 4, 4, 48, 0.04, 3
 
@@ -92,7 +99,7 @@ class Bench:
         self.rows = ROW_SETS[name](32)
         self.encoder = encoder_of(base, self.rows)
         self.made = examples(self.rows, self.encoder, scratch / "rows.parquet")
-        self.rewards = weighed(DEFAULT_WEIGHTS)
+        self.rewards = weighed((*DEFAULT_WEIGHTS, "spread=benchmarks.grpo:spread"))
         self.config = TrainingConfig(
             tune="lora", dtype="float32", lora_r=16, lora_alpha=32, lora_dropout=0.0, optim="adamw_torch_fused",
             learning_rate=1e-3, lr_scheduler_type="constant_with_warmup", warmup_steps=0, neftune_noise_alpha=0.0,
@@ -137,7 +144,9 @@ class Bench:
         groups = [] if recorded is None else recorded._groups
         order = [g.question for g in groups] or list(range(len(self.rows.samples)))
         samples = [self.rows.samples[number] for number in order]
-        images = [[Image.open(io.BytesIO(self.rows.data[one.uri])) for one in sample.images] for sample in samples]
+        # Converted, or `datasets` would pack what was a JPEG as a JPEG once more.
+        opened = [[Image.open(io.BytesIO(self.rows.data[one.uri])) for one in sample.images] for sample in samples]
+        images = [[image.convert("RGB") for image in several] for several in opened]
         prompts = [[{"role": "user", "content": prompt_text(sample)}] for sample in samples]
         data = Dataset.from_dict({"prompt": prompts, "images": images, "number": order})
         rollouts = [one for group in groups for one in group.rollouts]

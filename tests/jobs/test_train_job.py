@@ -308,6 +308,8 @@ def test_rewards_go_on_with_the_model_beside_the_examples(
     assert "data:image/jpeg" in page
     inputs = read(second, "_done/stage.json")["inputs"]
     assert str(first / "train/model") in inputs
+    names = [line["rewards"].keys() for line in read(second, "losses.json")]
+    assert names == [{"answer", "boxes", "format", "length"}] * 2
 
 
 def test_what_rewards_cannot_begin_with_is_refused(

@@ -29,7 +29,7 @@ LOOK = 0.5
 PAGES: Mapping[str, tuple[str, ...]] = {
     "convert": ("report.html",),
     "tokenize": ("report.html",),
-    "train": ("losses.png",),
+    "train": ("losses.png", "rollouts.html"),
     "evaluate": ("report.html", "report.json", "overlay.png"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import secrets
 from collections.abc import Mapping, Sequence
@@ -123,7 +124,8 @@ _NAMES = {"loss": "loss", "eval_loss": "eval_loss", "learning_rate": "learning_r
 
 
 def losses_by_step(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One entry per step: {step, epoch, loss, learning_rate, gradient_norm} and eval_loss where it was measured.
+    """One entry per step: {step, epoch, loss, learning_rate, gradient_norm}, eval_loss where it was measured, and
+    {rewards: {name: mean}} where it was learned from them.
 
     Without times, so that a run that was killed and went on gives the same entries as one that was not.
     """
@@ -133,7 +135,19 @@ def losses_by_step(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
             continue
         line = steps.setdefault(entry["step"], {"step": entry["step"], "epoch": entry["epoch"]})
         line |= {_NAMES[name]: entry[name] for name in _NAMES if name in entry}
+        if rewards := means_of_rewards(entry):
+            line["rewards"] = rewards
     return [steps[step] for step in sorted(steps)]
+
+
+def means_of_rewards(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Name → mean of a step's replies, of what TRL logs at a step."""
+    found = ((name.split("/"), value) for name, value in entry.items())
+    return {
+        name[1]: value
+        for name, value in found
+        if len(name) == 3 and (name[0], name[2]) == ("rewards", "mean") and value is not None and math.isfinite(value)
+    }
 
 
 def losses_summary(losses: Sequence[Mapping[str, Any]]) -> Losses:
@@ -148,23 +162,31 @@ def losses_summary(losses: Sequence[Mapping[str, Any]]) -> Losses:
 
 
 def draw_losses(losses: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """A PNG: the loss of each step, a smoothed line, the evaluations, the step that was kept."""
+    """A PNG: the loss of each step, a smoothed line, the evaluations, the step that was kept; of a training from
+    rewards, whose loss says nothing, what its replies earned."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    steps, values = [line["step"] for line in losses], [line["loss"] for line in losses]
-    axes.plot(steps, values, color="#b8c4d6", linewidth=0.8, label="loss of the step")
-    axes.plot(steps, _smoothed(values), color="#2b5fa8", linewidth=1.6, label="the same, smoothed")
+    rewards = sorted({name for line in losses for name in line.get("rewards", ())})
+    for name in rewards:
+        judged = [line for line in losses if name in line.get("rewards", ())]
+        steps, values = [line["step"] for line in judged], [line["rewards"][name] for line in judged]
+        (drawn,) = axes.plot(steps, values, linewidth=0.6, alpha=0.4)
+        axes.plot(steps, _smoothed(values), color=drawn.get_color(), linewidth=1.6, label=f"{name}, smoothed")
+    if not rewards:
+        steps, values = [line["step"] for line in losses], [line["loss"] for line in losses]
+        axes.plot(steps, values, color="#b8c4d6", linewidth=0.8, label="loss of the step")
+        axes.plot(steps, _smoothed(values), color="#2b5fa8", linewidth=1.6, label="the same, smoothed")
     seen = [(line["step"], line["eval_loss"]) for line in losses if "eval_loss" in line]
     if seen:
         axes.plot(*zip(*seen, strict=True), "o-", color="#c4541a", markersize=3.5, label="loss on images held out")
         best = min(seen, key=lambda pair: pair[1])
         axes.axvline(best[0], color="#c4541a", linewidth=0.8, linestyle=":", label=f"kept: step {best[0]}")
     axes.set_xlabel("optimiser steps")
-    axes.set_ylabel("cross entropy per learned token [nats]")
+    axes.set_ylabel("reward, mean of a step's replies" if rewards else "cross entropy per learned token [nats]")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -20,6 +20,7 @@ from vcot.records.rollout import Rollout
 from vcot.reports.examples import PREDICTED, TRUE, data_uri, overlay
 from vcot.reports.rendering import render
 from vcot.storage import images, join
+from vcot.training.publish import means_of_rewards
 from vcot.training.questions import Questions
 
 GROUPS = 3
@@ -110,7 +111,7 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
     from matplotlib.figure import Figure
 
     steps = [line for line in lines if "reward" in line]
-    names = sorted({name for line in steps for name in line if name.startswith("rewards/") and name.endswith("/mean")})
+    names = sorted({name for line in steps for name in means_of_rewards(line)})
     watched = ("boxes", "completions/mean_length", "malformed", "cut_off", "entropy", "kl")
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     first, *others = figure.subplot_mosaic([["r", "r", *"abc"], ["r", "r", *"def"]]).values()
@@ -120,7 +121,7 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
         return [math.nan if (value := line.get(name)) is None else float(value) for line in steps]
 
     for name in names:
-        first.plot(at, curve(name), label=name.split("/")[1], linewidth=1.2)
+        first.plot(at, curve(f"rewards/{name}/mean"), label=name, linewidth=1.2)
     first.set(title="rewards, mean of all replies", ylim=(-0.02, 1.02), xlabel="step")
     if names:
         first.legend(fontsize="small", frameon=False)
