@@ -111,7 +111,6 @@ def run_here(settings: PipelineSettings) -> None:
     from rich.console import Console
 
     from vcot.pipeline.local import LocalExecutor, download_pages, publish
-    from vcot.records.shards import DONE
     from vcot.storage import Store
 
     folders = {"EXAMPLE_URI": settings.example, "BASE_URI": settings.base}
@@ -130,12 +129,9 @@ def run_here(settings: PipelineSettings) -> None:
         for name, uri in places.items():
             publish(Store(), Path(str(folders[name])), uri)
         *before, plan = plans
-        for first in before:
-            if Store().stat(f"{first.run_uri}/train/{DONE}") is None:
-                logging.get().info(f"first the run that this one begins with, {first.run_id}")
-                orchestrate(first, executor, stop)
-            else:
-                logging.get().info(f"this run begins with {first.run_id}, which is there")
+        for first in before:  # whole already, each of its stages says so, or that its settings were others
+            logging.get().info(f"first the run that this one begins with, {first.run_id}")
+            orchestrate(first, executor, stop)
         outcomes = orchestrate(plan, executor, stop)
         folder = settings.local_folder / "runs" / settings.run_name
         download_pages({step.stage: f"{step.run_uri}/{step.stage}" for step in plan.steps}, folder)
@@ -174,6 +170,8 @@ def plans_here(settings: PipelineSettings, env_files: Sequence[Path], places: Ma
     elsewhere = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     del methods["train"]
     before = gather_variables(env_files, elsewhere, places, methods)
+    if method in before["train"]:  # train.env says it of both
+        before["train"][method] = "sft"
     return [make_plan(first, settings.runs_uri, before, until="train"), plan]
 
 

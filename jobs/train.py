@@ -180,7 +180,7 @@ def _train(
     if (from_uri := _begins_with(settings, folder, source_uri)) is not None:
         tuned, its_digest = fetch_with_digest(folder.store, from_uri, scratch / "from")
         inputs |= {from_uri: its_digest}
-        if _is_adapter(settings, tuned, digest, source.metadata.contract):
+        if _is_adapter(settings, from_uri, tuned, digest, source.metadata.contract):
             adapter = str(tuned)
         else:
             base, base_uri, digest = tuned, from_uri, its_digest
@@ -216,8 +216,8 @@ def _begins_with(settings: TrainSettings, folder: TrainFolder, source_uri: str) 
     return None
 
 
-def _is_adapter(settings: TrainSettings, tuned: Path, base_sha256: str, contract: Contract) -> bool:
-    """Whether the model of --from-uri is an adapter on the base, and not a model by itself.
+def _is_adapter(settings: TrainSettings, from_uri: str, tuned: Path, base_sha256: str, contract: Contract) -> bool:
+    """Whether the model to go on from is an adapter on the base, and not a model by itself.
 
     Raises:
         InputError: it is no model of train, or writes boxes in another frame than the examples.
@@ -228,25 +228,24 @@ def _is_adapter(settings: TrainSettings, tuned: Path, base_sha256: str, contract
         its_base, its_contract = about["base"], about["contract"]
     except (OSError, ValueError, KeyError):
         raise InputError(
-            f"--from-uri={settings.from_uri}: no model that train made; it has no contract.json with a base. A model "
+            f"--from-uri={from_uri}: no model that train made; it has no contract.json with a base. A model "
             "that was not tuned here is --base-uri"
         ) from None
     if its_contract["frame"] != contract.frame:
         raise InputError(
-            f"--from-uri={settings.from_uri} writes boxes in {its_contract['frame']}, the examples in "
+            f"--from-uri={from_uri} writes boxes in {its_contract['frame']}, the examples in "
             f"{contract.frame}; tokenize them with the frame of the model"
         )
     if not (tuned / "adapter_config.json").is_file():
         return False
     if its_base["sha256"] != base_sha256:
         raise SettingsError(
-            f"--from-uri={settings.from_uri} is an adapter on {its_base['uri']}, and --base-uri={settings.base_uri} "
+            f"--from-uri={from_uri} is an adapter on {its_base['uri']}, and --base-uri={settings.base_uri} "
             "is another model; give the one that it was tuned from"
         )
     if settings.tune == "full":
         raise SettingsError(
-            f"--tune full: --from-uri={settings.from_uri} is an adapter; go on as it was made, with "
-            "--tune lora or qlora"
+            f"--tune full: --from-uri={from_uri} is an adapter; go on as it was made, with --tune lora or qlora"
         )
     return True
 
@@ -351,15 +350,16 @@ def _learn(
                 judge = exits.enter_context(
                     Judge(
                         folder.store, *address_and_name(options.judge, "--judge"), cache_uri=join(folder.uri, "judge"),
-                        budget_requests=options.judge_requests, stage="train", at_once_flag="--questions-per-step",
+                        budget_requests=options.judge_requests, stage="train", flags=False, stops=False,
                     )
                 )  # fmt: skip
                 given["measures"] = {"judge": Judged(judge, questions)}
             log = RolloutLog(
-                folder, questions, contract.frame_spec, every=options.rollouts_every, save_steps=settings.save_steps
-            )
+                folder, questions, contract.frame_spec, every=options.rollouts_every, save_steps=settings.save_steps,
+                updates=options.num_iterations,
+            )  # fmt: skip
+            exits.callback(log.write)  # however it ends: the last replies are what a person wants to see then
             result = learn_from_rewards(settings, options, questions=questions, keep=log.keep, **given)
-            log.write(result.history)
     except NotFinite as error:
         if context.first:
             write_failure(folder, error.details)

@@ -86,6 +86,8 @@ def read(place: Path | str, name: str) -> Any:
             ["--method", "grpo", "--importance-sampling-level", "sequence"],
             "--importance-sampling-level sequence with --loss-type dapo weighs replies by their length",
         ),
+        (["--method", "grpo", "--lora-dropout", "0.1"], "--lora-dropout=0.1: replies are drawn and judged without"),
+        (["--method", "grpo", "--packing", "on"], "--packing on: replies are padded; leave it out"),
         (["--batch-tokens", "0"], "--batch-tokens=0: input should be greater than 0"),
         (["--parallel", "fsdp"], "--parallel fsdp: weights in 4 bits are not divided; choose --tune lora"),
         (["--report-to", "none,foo"], "no such tracker: none, foo; there are tensorboard, wandb, mlflow, or none"),

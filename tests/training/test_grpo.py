@@ -232,6 +232,27 @@ def rare(rollout: Rollout, sample: Any, spec: Any) -> float:
 # --- what is refused -----------------------------------------------------------------------------------
 
 
+def test_what_could_not_be_judged_is_no_worse_than_the_others() -> None:
+    from vcot.training.grpo import _comparable
+
+    assert _comparable([1.0, None, 0.5]) == [1.0, 0.75, 0.5]
+    assert _comparable([None, None]) == [None, None]
+
+
+def test_what_weighs_nothing_teaches_nothing(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
+    """Replies differ in their form alone, which weighs nothing: every group is drawn again, and none teaches."""
+    rewards = ("same=tests.training.test_grpo:the_same", "format=0")
+    result, kept = learn(
+        toy_base, toy_encoder, tmp_path, options(rewards=rewards, redraws=1), die_at=None, max_steps=2
+    )  # fmt: skip
+    assert {line["groups_that_teach"] for line in result.history if "groups_that_teach" in line} == {0.0}
+    assert {one.advantage for replies in kept.values() for one in replies} == {0.0}
+
+
+def the_same(*_: Any) -> float:
+    return 0.5
+
+
 def test_a_reward_that_fails_too_often_stops_it(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the reward bad gave nan on train-\d; .* so it was for \d+ of \d+ replies"):
         learn(toy_base, toy_encoder, tmp_path, options(rewards=("answer=1", f"bad={__name__}:bad")))
@@ -242,7 +263,7 @@ def bad(rollout: Rollout, sample: Any, spec: Any) -> float:
 
 
 def test_a_prompt_that_does_not_fit_a_batch_is_refused(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"--batch-tokens=60 is less than the longest prompt and --max-completion"):
+    with pytest.raises(SettingsError, match=r"--batch-tokens=60 has no room for the longest example and --max-"):
         learn(toy_base, toy_encoder, tmp_path, batch_tokens=60)
 
 

@@ -176,10 +176,11 @@ class Failures:
     So an endpoint that is down costs no row, and a row that an endpoint cannot take costs no run.
     """
 
-    def __init__(self, in_a_row: int, share: float) -> None:
+    def __init__(self, in_a_row: int, share: float, flag: str = "--max-rejected-share") -> None:
         self.answered_before: dict[str, Request] = {}  # by model; in this run or, with a kept reply, in an earlier one
         self._most = in_a_row  # rows that fail one after another, in the order in which they came, that stop the run
         self._share = share  # of the rows that were asked about; when more than that fail, the run stops
+        self._flag = flag  # which says so; "": none does
         self._rows = 0
         self._places: OrderedDict[str, int] = OrderedDict()  # row → its place in the order, of those remembered
         self._failed: dict[int, str] = {}  # place → row
@@ -252,7 +253,8 @@ class Failures:
         failed = [self._failed[n] for n in sorted(self._failed)]
         if len(failed) >= FEW and len(failed) > self._share * self._rows:
             what = f"{len(failed)} of {self._rows} rows failed ({_named(failed)})"
-            self._stop_for(f"{what}, more than --max-rejected-share {self._share:g} allows", trouble)
+            most = f"{self._flag} {self._share:g} allows" if self._flag else f"{self._share:.0%}"
+            self._stop_for(f"{what}, more than {most}", trouble)
 
     def _stop_for(self, what: str, trouble: VcotError) -> None:
         self.stop(type(trouble)(f"{what}: {trouble}"))

@@ -75,7 +75,7 @@ class Flags(NamedTuple):
 
     address: str = "OPENAI_BASE_URL"
     model: str = "--model "  # before its name
-    at_once: str = "--concurrency"
+    at_once: str = "--concurrency"  # "" where none says it
     key: str = "OPENAI_API_KEY"
 
 
@@ -210,7 +210,7 @@ class Endpoint:
                 self.rate.refused(headers)
                 until = f"; Retry-After: {headers['retry-after']}" if "retry-after" in headers else ""
                 what = f"{self.address} turns requests away for now ({said}{until})"
-                what += f": wait, or lower {self._flags.at_once}"
+                what += f": wait, or lower {self._flags.at_once}" if self._flags.at_once else ": wait"
             case _ if status >= 500:
                 self.rate.pause(wait or 0.0)
                 what = f"{self.address} fails for now ({said})"

@@ -46,24 +46,28 @@ class Judge(Asking):
     Args:
         address, name: of its endpoint and model. cache_uri: below it verdicts are kept.
         budget_requests: of all processes that share cache_uri; None: any number.
-        stage, at_once_flag: for its messages.
+        stage, flags: for its messages; flags: whether those of evaluate stand for at_once and max_unanswered. stops:
+            as of Asking.
     """
 
     def __init__(
         self, store: Store, address: str, name: str, *, cache_uri: str, at_once: int = 16, timeout: float = 300.0,
-        max_unanswered: float = 0.05, budget_requests: int | None = None, stage: str = "evaluate",
-        at_once_flag: str = "--subject-concurrency",
+        max_unanswered: float = 0.05, budget_requests: int | None = None, stage: str = "evaluate", flags: bool = True,
+        stops: bool = True,
     ) -> None:  # fmt: skip
         self.address, self.name = address, name
         key = next((name for name in KEYS if os.environ.get(name)), KEYS[-1])
-        flags = Flags(address="--judge", model="", at_once=at_once_flag, key=key)
+        at_once_flag, share_flag = ("--subject-concurrency", "--max-rejected-share") if flags else ("", "")
         own = join(cache_uri, hashlib.sha256(f"{address}#{name}".encode()).hexdigest()[:16])
+        endpoint = Endpoint(
+            at_once=at_once, timeout=timeout, address=address, flags=Flags("--judge", "", at_once_flag, key)
+        )
         client = TeacherClient(
-            Endpoint(at_once=at_once, timeout=timeout, address=address, flags=flags), ReplyCache(store, own),
+            endpoint, ReplyCache(store, own),
             read_prices(store), Ledger(store, own, budget_of(None, None, budget_requests)), retries=5,
-            failures=Failures(sys.maxsize, max_unanswered),
+            failures=Failures(sys.maxsize, max_unanswered, share_flag),
         )  # fmt: skip
-        super().__init__(client, Progress(client, stage, "asking the judge"), ahead=4 * at_once)
+        super().__init__(client, Progress(client, stage, "asking the judge"), ahead=4 * at_once, stops=stops)
 
     def scores(self, asked: Sequence[ToJudge]) -> list[tuple[float | None, str]]:
         """Of each answer its score, 0..1, None where none can be read of the reply; and the model's name, as its

@@ -172,10 +172,11 @@ def _example(sample: Sample, group: str, mentions: Sequence[Mention], annotated:
 
 class Asking:
     """Many requests to an endpoint under way at once, their results in order. A context manager, because it holds
-    connections and threads. `ahead`: items that are worked on before the first of them is done."""
+    connections and threads. `ahead`: items that are worked on before the first of them is done. `stops`: when a stop is
+    asked for; else whoever asks ends what it is at, and saves."""
 
-    def __init__(self, client: TeacherClient, progress: Progress, *, ahead: int = 32) -> None:
-        self.client, self.progress, self._ahead = client, progress, ahead
+    def __init__(self, client: TeacherClient, progress: Progress, *, ahead: int = 32, stops: bool = True) -> None:
+        self.client, self.progress, self._ahead, self._stops = client, progress, ahead, stops
         self._trouble: VcotError | None = None
 
     def __enter__(self) -> Self:
@@ -221,7 +222,8 @@ class Asking:
         item, task = ahead[0]
         while True:
             self.wait_for(asyncio.wait({task}, timeout=0.1))
-            stop.raise_if_requested(f"replies that arrived are kept in {self.client.cache.uri}")
+            if self._stops:
+                stop.raise_if_requested(f"replies that arrived are kept in {self.client.cache.uri}")
             if self._trouble is not None:
                 raise self._trouble
             if task.done():

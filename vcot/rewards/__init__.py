@@ -99,8 +99,8 @@ def _of_a_user(name: str, where: str) -> Reward:
     module, _, attribute = where.partition(":")
     try:
         function: Reward = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{name}={where}: {error}") from None
+    except Exception as error:  # whatever stands in the file of a user
+        raise ValueError(f"{name}={where}: {type(error).__name__}: {error}") from None
     if not callable(function):
         raise ValueError(f"{name}={where}: that is no function")
     return function
@@ -112,11 +112,12 @@ def earned(rollout: Rollout, sample: Sample, spec: FrameSpec, rewards: Iterable[
     for one in rewards:
         try:
             value = one.function(rollout, sample, spec)
+            sound = value is None or 0 <= value <= 1  # not NaN
         except Exception as error:
             raise BrokenReward(
                 f"the reward {one.name} raised {type(error).__name__} on {sample.id}: {error}"
             ) from error
-        if value is not None and not 0 <= value <= 1:  # NaN, too
+        if not sound:
             raise BrokenReward(f"the reward {one.name} gave {value!r} on {sample.id}; it has to be 0..1, or None")
         found[one.name] = None if value is None else float(value)
     return found

@@ -305,6 +305,14 @@ class Method:
 
 def disagreements(config: TrainingConfig, options: GRPOOptions) -> Iterator[str]:
     """What cannot be together, a line each."""
+    if config.parallel == "fsdp":
+        yield "--parallel fsdp: a training from rewards has the whole model on each GPU; leave it out"
+    if config.lora_dropout and config.tune != "full":
+        yield f"--lora-dropout={config.lora_dropout:g}: replies are drawn and judged without dropout; leave it out"
+    if config.packing == "on":
+        yield "--packing on: replies are padded; leave it out"
+    if config.gradient_checkpointing == "on":
+        yield "--gradient-checkpointing on: there is none with --method grpo; lower --batch-tokens instead"
     if options.beta and config.tune == "full":
         yield (
             f"--beta={options.beta:g} with --tune full would need the whole model a second time, as it was; choose "

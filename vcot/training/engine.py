@@ -39,12 +39,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from vcot import logging
 from vcot.errors import InputError, SettingsError
 from vcot.models.device import device
+from vcot.models.families import family_of
+from vcot.models.loading import whole_model
 from vcot.records.cache import Fetching
 from vcot.records.example import Row
 from vcot.settings import flag
 from vcot.stage import Bar, stop, summary
 from vcot.training.checkpoints import Checkpoints, load_tensors, read_state, save_tensors, write_state
 from vcot.training.config import TrainingConfig
+from vcot.training.parameters import parameter_groups
 
 T = TypeVar("T")
 
@@ -230,6 +233,7 @@ class Checkpointed:
     _tr_loss: Tensor
     _get_learning_rate: Callable[[], float]
     train: Callable[..., Any]
+    get_optimizer_cls_and_kwargs: Callable[..., tuple[Any, dict[str, Any]]]
 
     def __init__(
         self, *args: Any, config: TrainingConfig, context: RunContext, checkpoints: Checkpoints,
@@ -245,6 +249,14 @@ class Checkpointed:
         self.step_examples: list[str] = []
         self._losses: deque[float] = deque(maxlen=10)
         super().__init__(*args, **kwargs, callbacks=[RunCallback(self, bar, fetching)])  # type: ignore[call-arg]
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The library's, with a learning rate for each part of the model."""
+        if self.optimizer is None:
+            groups = parameter_groups(self.model, self.config, family_of(whole_model(self.model).config))
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = kind(groups, **options)
+        return self.optimizer
 
     # --- a step --------------------------------------------------------------------------------------
 

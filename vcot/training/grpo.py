@@ -85,16 +85,20 @@ REFUSED_SHARE = 0.1
 
 
 class Group(NamedTuple):
-    """The replies to one question. said: their tokens, as they were drawn."""
+    """The replies to one question.
+
+    Attributes:
+        said: their tokens, as they were drawn.
+        earned: of each reply what each reward, in their order, counts for in the comparison: what it earned or, where
+            it alone could not be judged, the mean of the others, so that it is no worse for that.
+        teaches: whether they earned different things, of what has a weight.
+    """
 
     question: int
     rollouts: list[Rollout]
     said: list[Generated]
-
-    @property
-    def teaches(self) -> bool:
-        """Whether they earned different things."""
-        return len({tuple(one.rewards.items()) for one in self.rollouts}) > 1
+    earned: list[list[float | None]]
+    teaches: bool
 
 
 class RewardedTrainer(Checkpointed, GRPOTrainer):  # type: ignore[misc]  # the library publishes no types
@@ -117,6 +121,7 @@ class RewardedTrainer(Checkpointed, GRPOTrainer):  # type: ignore[misc]  # the l
         self.encoder, self.questions, self.rewards, self.draw = encoder, questions, rewards, draw
         self.questions_per_step, self.redraws, self.compute, self.start = questions_per_step, redraws, compute, start
         self.keep, self.served, self.curriculum, self.measures = keep, served, curriculum, measures
+        self._names = [one.name for one in rewards]
         self.spec = encoder.contract.frame_spec
         self.refused = Counter[str]()  # rewards that were no numbers, by what was said of them
         self.judged = 0
@@ -159,32 +164,40 @@ class RewardedTrainer(Checkpointed, GRPOTrainer):  # type: ignore[misc]  # the l
             self.served.name = broadcast_object_list(name)[0]
             self._last_loaded_step = step  # or TRL would send all weights to a server of its own
         groups = self._drawn(self._of_step(step), step, 0)
+        tried = list(groups)
         for again in range(1, self.redraws + 1):
             empty = [place for place, group in enumerate(groups) if not group.teaches]
             if not empty:
                 break
             others = self._of_step(step, again)[: len(empty)]
             for place, group in zip(empty, self._drawn(others, step, again), strict=True):
+                tried.append(group)
                 if group.teaches:
                     groups[place] = group
         self._groups = groups
         self._asked = [group.question for group in groups for _ in group.rollouts]
         rollouts = [one for group in groups for one in group.rollouts]
-        rows = [{"prompt": one.sample, "rollout": one} for one in rollouts]
+        rows = [
+            {"prompt": one.sample, "earned": dict(zip(self._names, each, strict=True))}
+            for group in groups
+            for one, each in zip(group.rollouts, group.earned, strict=True)
+        ]
         output: dict[str, Any] = super()._generate_and_score_completions(rows)
         output["question"] = torch.tensor(self._asked, device=output["prompt_ids"].device)
         learned = zip(rollouts, output["advantages"].tolist(), strict=True)
         self.step_examples = list(dict.fromkeys(one.sample for one in rollouts))
         self.step_tokens = sum(one.tokens for one in rollouts)
-        self._count(rollouts)
         own = [
             (number, one.model_copy(update={"advantage": advantage}))
             for number, (one, advantage) in zip(self._asked, learned, strict=True)
         ]
         everyones = gather_object(own)
+        self._count(everyones, gather_object([group.teaches for group in groups]))
         if self.served is not None:
-            self._metrics["train"]["masked"].append(float((output["importance_sampling_ratio"] == 0).float().mean()))
-        self.curriculum.earned(everyones)
+            masked = (output["importance_sampling_ratio"] == 0).float().mean().reshape(1)
+            self._metrics["train"]["masked"].append(float(self.accelerator.gather(masked).mean()))
+        # Of all that were asked: those that were right each time, or never, have others in their place by now.
+        self.curriculum.earned(gather_object([(group.question, one) for group in tried for one in group.rollouts]))
         if self.context.first:
             self.keep(step, everyones, self.state.log_history)
         return output
@@ -206,8 +219,17 @@ class RewardedTrainer(Checkpointed, GRPOTrainer):  # type: ignore[misc]  # the l
                 )
                 for draw, one in enumerate(said)
             ]  # fmt: skip
-            groups.append(Group(number, [self._judged(one, sample) for one in rollouts], said))
+            groups.append(self._group(number, [self._judged(one, sample) for one in rollouts], said))
         return groups
+
+    def _group(self, number: int, rollouts: list[Rollout], said: list[Generated]) -> Group:
+        columns = [_comparable([rollout.rewards[one.name] for rollout in rollouts]) for one in self.rewards]
+        weighed = [column for one, column in zip(self.rewards, columns, strict=True) if one.weight]
+        worth: list[Any] = list(zip(*weighed, strict=True))
+        if self.args.multi_objective_aggregation == "sum_then_normalize":
+            named = [dict(zip(self._names, each, strict=True)) for each in zip(*columns, strict=True)]
+            worth = [total(one, self.rewards) for one in named]
+        return Group(number, rollouts, said, [list(each) for each in zip(*columns, strict=True)], len({*worth}) > 1)
 
     def _measured(
         self, numbers: Sequence[int], replies: Sequence[Sequence[Generated]], texts: Sequence[Sequence[str]]
@@ -271,14 +293,15 @@ class RewardedTrainer(Checkpointed, GRPOTrainer):  # type: ignore[misc]  # the l
             "logprobs": [one.logprobs for _, one in each],
         }
 
-    def _count(self, rollouts: Sequence[Rollout]) -> None:
-        """What the guards look at, and what TRL does not log of rewards."""
-        seen = self._metrics["train"]
-        parsed = [self._parsed(*one) for one in zip(rollouts, self._asked, strict=True)]
+    def _count(self, everyones: Sequence[tuple[int, Rollout]], teaches: Sequence[bool]) -> None:
+        """What the guards look at, and what TRL does not log of rewards; of all ranks, or one would stop for what is
+        true of its few replies alone."""
+        seen, rollouts = self._metrics["train"], [one for _, one in everyones]
+        parsed = [self._parsed(one, number) for number, one in everyones]
         seen["boxes"].append(sum(boxes for boxes, _ in parsed) / len(parsed))
         seen["malformed"].append(sum(not well for _, well in parsed) / len(parsed))
         seen["cut_off"].append(sum(not one.ended for one in rollouts) / len(rollouts))
-        seen["groups_that_teach"].append(sum(group.teaches for group in self._groups) / len(self._groups))
+        seen["groups_that_teach"].append(sum(teaches) / len(teaches))
         for one in self.rewards:
             values = [value for rollout in rollouts if (value := rollout.rewards[one.name]) is not None]
             if values:
@@ -326,11 +349,18 @@ class RewardedTrainer(Checkpointed, GRPOTrainer):  # type: ignore[misc]  # the l
 def _reader(name: str) -> Callable[..., list[float | None]]:
     """A reward function of TRL's kind that says what a rollout earned already."""
 
-    def read(rollout: Sequence[Rollout], **_: Any) -> list[float | None]:
-        return [one.rewards[name] for one in rollout]
+    def read(earned: Sequence[Mapping[str, float | None]], **_: Any) -> list[float | None]:
+        return [one[name] for one in earned]
 
     read.__name__ = name
     return read
+
+
+def _comparable(values: Sequence[float | None]) -> list[float | None]:
+    """With the mean of the others where one is missing: TRL would count it as 0, worse than they are."""
+    known = [value for value in values if value is not None]
+    mean = sum(known) / len(known) if known else None
+    return [mean if value is None else value for value in values]
 
 
 def _seed(seed: int, step: int, again: int) -> int:
@@ -421,7 +451,7 @@ def learn_from_rewards(
                 result.seconds = trainer.train_from(None if found is None else found[0])
             finally:
                 if served is not None:
-                    served.close()
+                    served.close(unload=context.first)
         result.tokens = trainer.tokens - trainer.tokens_before
         state = trainer.state
         stop.raise_if_requested(f"step {state.global_step} of {steps} is done, the last checkpoint counts")
@@ -440,10 +470,10 @@ def drawn_here(
 
 def rows_at_once(rows: int, batch_tokens: int, longest: int) -> int:
     """Of a rank's replies of a step, how many go through the model together: the most that --batch-tokens has room for,
-    in equal parts. Raises SettingsError: not one fits."""
+    in equal parts. longest: tokens. Raises SettingsError: not one fits."""
     if longest > batch_tokens:
         raise SettingsError(
-            f"--batch-tokens={batch_tokens} is less than the longest prompt and --max-completion-length together have: "
+            f"--batch-tokens={batch_tokens} has no room for the longest example and --max-completion-length together, "
             f"{longest} tokens; give {longest} or more"
         )
     return max(

@@ -19,6 +19,9 @@ from vcot.tokens import Encoder
 from vcot.tokens.rows import learned_replies
 from vcot.training.data import Item, SFTDataset, images_of
 
+PREPARED = 32
+"""Questions whose images stay as they go into the model, beside what the cache keeps: each reply wants them."""
+
 
 class Questions:
     """Those of the split train, by number: `len`, `sample(i)`, `prompts([i, …])`.
@@ -39,7 +42,8 @@ class Questions:
         alone: bool = False, cache_bytes: int,
     ) -> None:  # fmt: skip
         self.examples, self._encoder = examples, encoder
-        self._data = SFTDataset(examples, encoder, cache_bytes=cache_bytes)
+        data = SFTDataset(examples, encoder, cache_bytes=cache_bytes)
+        self._example = lru_cache(maxsize=PREPARED)(data.__getitem__)
         firsts = (ALONE,) if alone else (ALONE, 0)
         asked = {row.sample: number for number, row in reversed(list(enumerate(examples.rows)))
                  if row.split == "train" and row.way == way and row.alternative in firsts}  # fmt: skip
@@ -82,7 +86,7 @@ class Questions:
 
     def item(self, number: int) -> Item:
         """Of its prompt; ids: int64 [T]."""
-        item = self._data[self._rows[number]]
+        item = self._example(self._rows[number])
         if self.examples.rows[self._rows[number]].alternative == ALONE:
             return item
         first, _ = learned_replies(tuple(item["labels"].tolist()))[-1]  # replies of earlier turns may be learned, too
@@ -101,12 +105,11 @@ class Questions:
 
     def images(self, numbers: Sequence[int]) -> dict[str, Any]:
         """pixel_values and image_grid_thw of their images, as in a batch of examples."""
-        return images_of([self._data[self._rows[number]] for number in numbers])
+        return images_of([self._example(self._rows[number]) for number in numbers])
 
     def shown(self, number: int) -> int:
         """How many images it has."""
-        grids = self._data[self._rows[number]]["grids"]
-        return 0 if grids is None else len(grids)
+        return len(self.image_bytes(number))
 
     def image_bytes(self, number: int) -> Sequence[bytes]:
         """Its images as they are stored."""

@@ -33,23 +33,40 @@ class RolloutLog:
     """Writes what it is told, after `every` steps and before a checkpoint is saved.
 
     Args:
-        spec: frame of the replies' boxes.
+        spec: frame of the replies' boxes. updates: steps from the same replies.
     """
 
-    def __init__(self, folder: Folder, questions: Questions, spec: FrameSpec, *, every: int, save_steps: int) -> None:
+    def __init__(
+        self, folder: Folder, questions: Questions, spec: FrameSpec, *, every: int, save_steps: int, updates: int = 1
+    ) -> None:
         self._folder, self._questions, self._spec = folder, questions, spec
-        self._every, self._save_steps = every, save_steps
+        self._every, self._save_steps, self._updates = every, save_steps, updates
+        self._curves: Sequence[Mapping[str, Any]] = ()
+        self._begun: int | None = None
         self._pending: list[tuple[int, Rollout]] = []
         self._first: list[tuple[int, Rollout]] = []
 
     def keep(self, step: int, rollouts: Sequence[tuple[int, Rollout]], curves: Sequence[Mapping[str, Any]]) -> None:
         """step: that is to learn from them. rollouts: each with the number of its question. curves: what was logged
         at each step so far."""
+        if self._begun is None:
+            self._begin(step)
         self._pending += rollouts
-        if (step + 1) % self._every == 0 or (step + 1) % self._save_steps == 0:
-            self.write(curves)
+        self._curves = curves
+        after = step + self._updates
+        if any(after // often > step // often for often in (self._every, self._save_steps)):
+            self.write()
 
-    def write(self, curves: Sequence[Mapping[str, Any]]) -> None:
+    def _begin(self, step: int) -> None:
+        """What an earlier attempt wrote behind its last checkpoint is drawn again."""
+        self._begun = step
+        store = self._folder.store
+        for file in list(store.list(join(self._folder.uri, "rollouts"))):
+            if int(file.uri.rpartition("/steps-")[2][:6]) >= step:
+                store.delete(file.uri)
+
+    def write(self) -> None:
+        """What was not written yet."""
         if not self._pending:
             return
         steps = [one.step for _, one in self._pending]
@@ -58,7 +75,7 @@ class RolloutLog:
         self._folder.store.write(uri, _parquet([one for _, one in self._pending]))
         self._first = self._first or self._pending
         page = render(
-            "rollouts.html.j2", steps=(min(steps), max(steps)), curves=_curves(curves),
+            "rollouts.html.j2", steps=(min(steps), max(steps)), curves=_curves(self._curves),
             parts=[("The last steps", self._shown(self._pending))]
             + ([("The first steps", self._shown(self._first))] if self._first is not self._pending else []),
         )  # fmt: skip

@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,11 @@ class ServedModel:
         self.url, self.questions, self.encoder = url, questions, encoder
         self.base, self.adapters = folder / "base", folder / "adapters"
         self.spec = encoder.contract.frame_spec
-        # No environment variable may send the images elsewhere: the address and a word for a key are given.
-        self.client = openai.OpenAI(base_url=url, api_key="none", max_retries=retries, timeout=timeout)
+        # No environment variable may send the images elsewhere: address and key are given, and no proxy is asked.
+        self.client = openai.OpenAI(
+            base_url=url, api_key="none", max_retries=retries, timeout=timeout,
+            http_client=openai.DefaultHttpxClient(trust_env=False),
+        )  # fmt: skip
         self.name = ""
 
     @cached_property
@@ -125,12 +128,14 @@ class ServedModel:
         Raises SettingsError: the server does not speak vLLM's interface, or makes other tokens of a question.
         TemporaryError: it is not there.
         """
+        asked = [self._messages(number) for number in numbers]  # examples are read by one thread alone
+        prompts = [self.questions.item(number)["ids"].tolist() for number in numbers]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            return list(pool.map(lambda number: self._asked(number, decoding), numbers))
+            return list(pool.map(partial(self._asked, decoding), numbers, asked, prompts))
 
-    def close(self) -> None:
-        """Drops the last adapters, as far as the server is there."""
-        if self.name:
+    def close(self, *, unload: bool = True) -> None:
+        """unload: drops the last adapters, as far as the server is there; of several ranks one does."""
+        if unload and self.name:
             with suppress(openai.APIError):
                 once = self.client.with_options(max_retries=0)
                 once.post("/unload_lora_adapter", body={"lora_name": self.name}, cast_to=str)
@@ -139,9 +144,11 @@ class ServedModel:
 
     # --- one question --------------------------------------------------------------------------------
 
-    def _asked(self, number: int, decoding: Decoding) -> list[Generated]:
+    def _asked(
+        self, decoding: Decoding, number: int, messages: list[dict[str, Any]], prompt: list[int]
+    ) -> list[Generated]:
         given: dict[str, Any] = {
-            "model": self.name, "messages": self._messages(number), "n": decoding.samples,
+            "model": self.name, "messages": messages, "n": decoding.samples,
             "temperature": decoding.temperature, "top_p": 1.0, "max_completion_tokens": decoding.max_new_tokens,
             "logprobs": True, "seed": (decoding.seed * 1_000_003 + number) % 2**31,
         }  # fmt: skip
@@ -150,7 +157,7 @@ class ServedModel:
             answer = self.client.chat.completions.create(**given, extra_body=own).model_dump()
         except openai.APIError as error:
             raise self._trouble(error) from error
-        self._same_prompt(number, answer.get("prompt_token_ids"))
+        self._same_prompt(number, prompt, answer.get("prompt_token_ids"))
         return [self._read(choice) for choice in answer["choices"]]
 
     def _messages(self, number: int) -> list[dict[str, Any]]:
@@ -172,8 +179,7 @@ class ServedModel:
         asked = prompt_text(sample, self.encoder.contract.instruction)
         return [*messages, {"role": "user", "content": parts(sample.images_asked, asked)}]
 
-    def _same_prompt(self, number: int, found: Sequence[int] | None) -> None:
-        ours = self.questions.item(number)["ids"].tolist()
+    def _same_prompt(self, number: int, ours: list[int], found: Sequence[int] | None) -> None:
         if found is None:
             raise SettingsError(
                 f"--vllm-url={self.url}: it says no token ids (return_token_ids); it should be vLLM 0.11 or later"

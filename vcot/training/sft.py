@@ -53,7 +53,6 @@ from vcot.training.engine import (
     trained,
 )
 from vcot.training.memory import divided, gpu_bytes, twice
-from vcot.training.parameters import parameter_groups
 from vcot.training.setup import TrainResult, fetching_for, model_to_train, newest, training_arguments
 
 
@@ -192,14 +191,6 @@ class SFTTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         self.remove_callback(PrinterCallback)
         self._train, self._validation, self._compute = train, validation, compute
         self._family = family_of(whole_model(model).config)
-
-    def create_optimizer(self, model: Any = None) -> Any:
-        """The library's, with a learning rate for each part of the model."""
-        if self.optimizer is None:
-            groups = parameter_groups(self.model, self.config, self._family)
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = kind(groups, **options)
-        return self.optimizer
 
     def get_train_dataloader(self) -> DataLoader[Item]:
         return self._train
