@@ -112,8 +112,14 @@ def test_groups_tell_questions_things_and_metadata_apart(evidence, report):
         one.model_copy(update={"metadata": {"camera": "north" if n % 3 else "south", "photo": one.id}})
         for n, one in enumerate(evidence.samples)
     ]
-    groups = made(evidence, samples=own)["groups"]
+    by_camera = made(evidence, samples=own)
+    groups = by_camera["groups"]
     assert {group["metadata"]: group["rows"] for group in groups[2:]} == {"camera: north": 32, "camera: south": 16}
+    values, rows = page.answers_by_metadata(by_camera)["camera"]
+    assert sorted(values) == ["north", "south"]
+    assert [who for who, _ in rows] == ["before tuning", "after tuning"]
+    after = {group["metadata"]: group["results"]["subject-real"]["answer_accuracy"] for group in groups[2:]}
+    assert rows[1][1] == [after[f"camera: {value}"] for value in values]
 
 
 def test_what_several_ways_give_stands_side_by_side_for_each_value_of_a_metadata(evidence):

@@ -249,6 +249,20 @@ def test_what_weighs_nothing_teaches_nothing(toy_base: Path, toy_encoder: Any, t
     assert {one.advantage for replies in kept.values() for one in replies} == {0.0}
 
 
+def test_the_curriculum_learns_of_all_that_were_asked(
+    toy_base: Path, toy_encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of those that taught nothing and had others drawn in their place."""
+    from vcot.training.questions import Curriculum
+
+    told: list[list[tuple[int, Rollout]]] = []
+    monkeypatch.setattr(Curriculum, "earned", lambda _, replies: told.append(list(replies)))
+    rewards = ("same=tests.training.test_grpo:the_same",)
+    learn(toy_base, toy_encoder, tmp_path, options(rewards=rewards, redraws=2), max_steps=1)
+    (replies,) = told
+    assert len(replies) == 4 * 2 * 3  # 2 questions and, twice, 2 others, of 4 replies each
+
+
 def the_same(*_: Any) -> float:
     return 0.5
 

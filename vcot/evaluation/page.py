@@ -61,7 +61,7 @@ def html(report: Mapping[str, Any], examples: Sequence[Shown] = ()) -> str:
         number=NUMBER, followed=any(card.steps for one in examples for card in one.cards),
         columns=COLUMNS, judged=JUDGED, metrics=METRICS, differences=DIFFERENCES, before=before, value=value,
         both=both, interval=of_report.interval, plural=plural, reasons=REASONS["evaluate"],
-        methods=MEASURES, causes=list(CAUSES), by_metadata=by_metadata(report["groups"]),
+        methods=MEASURES, causes=list(CAUSES), answers_by=answers_by_metadata(report),
         suite_metrics=of_suites.METRICS,
     )  # fmt: skip
 
@@ -345,12 +345,9 @@ def _of_draws(way: Mapping[str, Any]) -> str:
 
 def further_tables(report: Mapping[str, Any]) -> list[Table]:
     """Ways to ask side by side, where there were several; and each suite's."""
-    several = len(report.get("ways", ())) > 1
-    # Reports of before have no ways in their groups.
-    groups = by_metadata([group for group in report["groups"] if group.get("ways")]) if several else {}
     return [
-        *([_of_ways(report["ways"])] if several else []),
-        *(_of_ways_by(name, each) for name, each in groups.items()),
+        *([_of_ways(report["ways"])] if len(report.get("ways", ())) > 1 else []),
+        *(_answers_by(name, *each) for name, each in answers_by_metadata(report).items()),
         *(_of_suite(suite) for suite in report.get("suites", ())),
     ]
 
@@ -368,13 +365,33 @@ def by_metadata(groups: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str
     return found
 
 
-def _of_ways_by(name: str, groups: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+def answers_by_metadata(report: Mapping[str, Any]) -> dict[str, tuple[list[str], list[tuple[str, list[Any]]]]]:
+    """Name of a metadata → its values, and the right answers for each of them: of each way to ask or, where there is
+    one, before and after tuning."""
+    found = {}
+    for name, groups in by_metadata(report["groups"]).items():
+        columns = [
+            {way: figures["answer_accuracy"] for way, figures in (one.get("ways") or {}).items()}
+            or {
+                row["name"]: one["results"][row["key"]].get("answer_accuracy")
+                for row in report["results"]
+                if row["key"] in ("base-real", "subject-real") and row["key"] in one["results"]
+            }
+            for _, one in groups
+        ]
+        rows = [(who, [column.get(who) for column in columns]) for who in columns[0]]
+        if len(rows) > 1 and all(None not in figures for _, figures in rows):  # of both, and of everything asked
+            found[name] = [said for said, _ in groups], rows
+    return found
+
+
+def _answers_by(name: str, values: Sequence[str], rows: Sequence[tuple[str, Sequence[Any]]]) -> Table:
     title = f"answers right by {name}; in brackets the 95 % interval"
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for said in (name, *(said for said, _ in groups)):
+    for said in (name, *values):
         made.add_column(said, justify="right" if said != name else "left")
-    for way in groups[0][1]["ways"]:
-        made.add_row(way, *(both("answer_accuracy", group["ways"][way]["answer_accuracy"]) for _, group in groups))
+    for who, figures in rows:
+        made.add_row(who, *(both("answer_accuracy", figure) for figure in figures))
     return made
 
 
