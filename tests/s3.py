@@ -10,9 +10,11 @@ A place is the URI of a prefix that nobody else uses; the AWS_* variables are se
 from __future__ import annotations
 
 import os
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,8 +40,17 @@ def minio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]
 
 @pytest.fixture(scope="session")
 def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    from moto.s3.responses import S3Response
     from moto.server import ThreadedMotoServer
 
+    put, one_at_a_time = S3Response.put_object, threading.Lock()
+
+    def put_whole(self: S3Response) -> Any:
+        """It looks for If-None-Match and then writes; another of its threads may come between, as in no real server."""
+        with one_at_a_time:
+            return put(self)
+
+    S3Response.put_object = put_whole
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
