@@ -99,7 +99,7 @@ class Bench:
         self.rows = ROW_SETS[name](32)
         self.encoder = encoder_of(base, self.rows)
         self.made = examples(self.rows, self.encoder, scratch / "rows.parquet")
-        self.rewards = weighed((*DEFAULT_WEIGHTS, "spread=benchmarks.grpo:spread"))
+        self.rewards = weighed((*DEFAULT_WEIGHTS, "spread=benchmarks.grpo:spread", "spread=0.2"))
         self.config = TrainingConfig(
             tune="lora", dtype="float32", lora_r=16, lora_alpha=32, lora_dropout=0.0, optim="adamw_torch_fused",
             learning_rate=1e-3, lr_scheduler_type="constant_with_warmup", warmup_steps=0, neftune_noise_alpha=0.0,

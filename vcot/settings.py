@@ -30,7 +30,7 @@ import difflib
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
@@ -242,7 +242,7 @@ class Declared(Options, BaseSettings):
         known = {variable(cls, name) for name in cls.model_fields}
         others = tuple(f"{PREFIX}{stage.upper()}_" for stage in (*STAGES, "pipeline") if stage != cls.stage)
         wrong = [
-            f"{name}: no such setting{_nearest(name, known)}"
+            f"{name}: no such setting{nearest(name, known)}"
             for name in sorted(os.environ)
             if name.startswith(PREFIX) and name not in known and not name.startswith(others)
         ]
@@ -368,7 +368,8 @@ def _flags(field_name: str, field: FieldInfo) -> list[str]:
     return [flag(name) for name in (field_name, extra_of(field).get("also")) if name]
 
 
-def _nearest(name: str, known: set[str] | list[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """For the end of a message about a name that is not known; "" where none of the known is like it."""
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -378,7 +379,7 @@ def _fault_line(cls: type[Declared], fault: Any, flags: Mapping[str, Any]) -> st
         return str(fault["msg"]).removeprefix("Value error, ")
     name = str(fault["loc"][0])
     if name not in cls.model_fields:
-        return f"{flag(name)}: no such setting{_nearest(flag(name), [flag(n) for n in cls.model_fields])}"
+        return f"{flag(name)}: no such setting{nearest(flag(name), [flag(n) for n in cls.model_fields])}"
     if fault["type"] == "missing":
         description = cls.model_fields[name].description
         return f"{flag(name)} (or {variable(cls, name)}) is missing: {description}"
@@ -422,7 +423,7 @@ def _read_flags(cls: type[Declared], argv: Sequence[str]) -> tuple[dict[str, Any
     usage = []
     for before, word in zip(["", *unknown], unknown, strict=False):
         if word.startswith("--"):
-            usage.append(f"{word.split('=')[0]}: no such flag{_nearest(word.split('=')[0], known)}")
+            usage.append(f"{word.split('=')[0]}: no such flag{nearest(word.split('=')[0], known)}")
         elif not before.startswith("--"):  # else it is the unknown flag's value
             usage.append(f"{word}: nothing is expected here; settings are given as --name value")
     return flags, flags.pop("check"), usage

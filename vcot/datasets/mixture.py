@@ -12,7 +12,6 @@ in the run is drawn for each row by the seed and its id alone, so that every pro
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import re
@@ -27,7 +26,7 @@ from vcot.records import Rejection, Sample
 from vcot.records.metadata import PartCounts
 from vcot.records.reports import Portion
 from vcot.reports.statistics import summed
-from vcot.settings import Declared, flag, variable
+from vcot.settings import Declared, flag, nearest, variable
 from vcot.storage import NotFound, Store
 
 SHORT = {"input_uri": "input", "images_uri": "images"}
@@ -124,8 +123,7 @@ def _unknown_keys(run: Declared, keys: Mapping[str, str], part: Written) -> Iter
         if key in kind.model_fields and key not in SHORT:
             yield f"{key} is one for all parts; give {flag(key)} (or {variable(kind, key)})"
         else:
-            near = difflib.get_close_matches(str(key), [*OWN, *keys], n=1, cutoff=0.5)
-            yield f"{key}: no such key{f'; did you mean {near[0]}?' if near else ''}"
+            yield f"{key}: no such key{nearest(str(key), [*OWN, *keys])}"
 
 
 def _entry(run: S, keys: Mapping[str, str], part: Written) -> Entry[S]:

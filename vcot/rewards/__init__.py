@@ -8,7 +8,6 @@ A new one is one file beside this one with one function under `@reward("name")`.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from vcot.errors import InputError
 from vcot.grounding import FrameSpec
 from vcot.records import Sample
 from vcot.records.rollout import Rollout
+from vcot.settings import nearest
 
 
 class Reward(Protocol):
@@ -84,11 +84,9 @@ def weighed(entries: Iterable[str]) -> tuple[Weighed, ...]:
             raise ValueError(f"{entry!r}: a weight is a number from 0 on")
     for name in weights:
         if name not in functions:
-            near = difflib.get_close_matches(name, functions, n=1, cutoff=0.5)
-            meant = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(
-                f"no such reward: {name}{meant} There are {', '.join(sorted(REWARDS))}, and any of your own as "
-                f"{name}=package.module:function"
+                f"no such reward: {name}{nearest(name, functions) or '.'} There are {', '.join(sorted(REWARDS))}, and "
+                f"any of your own as {name}=package.module:function"
             )
     if not any(weights.values()):
         raise ValueError("every reward weighs 0: there is nothing to learn from; give answer=1, for one")
