@@ -89,15 +89,15 @@ class Group(NamedTuple):
 
     Attributes:
         said: their tokens, as they were drawn.
-        earned: of each reply what each reward, in their order, counts for in the comparison: what it earned or, where
-            it alone could not be judged, the mean of the others, so that it is no worse for that.
+        earned: of each reply, by reward, what counts in the comparison: what it earned or, where it alone could not be
+            judged, the mean of the others, so that it is no worse for that.
         teaches: whether they earned different things, of what has a weight.
     """
 
     question: int
     rollouts: list[Rollout]
     said: list[Generated]
-    earned: list[list[float | None]]
+    earned: list[dict[str, float | None]]
     teaches: bool
 
 
@@ -121,7 +121,6 @@ class RewardedTrainer(Checkpointed, GRPOTrainer):  # type: ignore[misc]  # the l
         self.encoder, self.questions, self.rewards, self.draw = encoder, questions, rewards, draw
         self.questions_per_step, self.redraws, self.compute, self.start = questions_per_step, redraws, compute, start
         self.keep, self.served, self.curriculum, self.measures = keep, served, curriculum, measures
-        self._names = [one.name for one in rewards]
         self.spec = encoder.contract.frame_spec
         self.refused = Counter[str]()  # rewards that were no numbers, by what was said of them
         self.judged = 0
@@ -178,7 +177,7 @@ class RewardedTrainer(Checkpointed, GRPOTrainer):  # type: ignore[misc]  # the l
         self._asked = [group.question for group in groups for _ in group.rollouts]
         rollouts = [one for group in groups for one in group.rollouts]
         rows = [
-            {"prompt": one.sample, "earned": dict(zip(self._names, each, strict=True))}
+            {"prompt": one.sample, "earned": each}
             for group in groups
             for one, each in zip(group.rollouts, group.earned, strict=True)
         ]
@@ -224,12 +223,12 @@ class RewardedTrainer(Checkpointed, GRPOTrainer):  # type: ignore[misc]  # the l
 
     def _group(self, number: int, rollouts: list[Rollout], said: list[Generated]) -> Group:
         columns = [_comparable([rollout.rewards[one.name] for rollout in rollouts]) for one in self.rewards]
-        weighed = [column for one, column in zip(self.rewards, columns, strict=True) if one.weight]
-        worth: list[Any] = list(zip(*weighed, strict=True))
+        names = [one.name for one in self.rewards]
+        comparable = [dict(zip(names, each, strict=True)) for each in zip(*columns, strict=True)]
+        worth: set[Any] = {tuple(each[one.name] for one in self.rewards if one.weight) for each in comparable}
         if self.args.multi_objective_aggregation == "sum_then_normalize":
-            named = [dict(zip(self._names, each, strict=True)) for each in zip(*columns, strict=True)]
-            worth = [total(one, self.rewards) for one in named]
-        return Group(number, rollouts, said, [list(each) for each in zip(*columns, strict=True)], len({*worth}) > 1)
+            worth = {total(each, self.rewards) for each in comparable}
+        return Group(number, rollouts, said, comparable, len(worth) > 1)
 
     def _measured(
         self, numbers: Sequence[int], replies: Sequence[Sequence[Generated]], texts: Sequence[Sequence[str]]

@@ -42,14 +42,14 @@ class RolloutLog:
         self._folder, self._questions, self._spec = folder, questions, spec
         self._every, self._save_steps, self._updates = every, save_steps, updates
         self._curves: Sequence[Mapping[str, Any]] = ()
-        self._begun: int | None = None
+        self._begun = False
         self._pending: list[tuple[int, Rollout]] = []
         self._first: list[tuple[int, Rollout]] = []
 
     def keep(self, step: int, rollouts: Sequence[tuple[int, Rollout]], curves: Sequence[Mapping[str, Any]]) -> None:
         """step: that is to learn from them. rollouts: each with the number of its question. curves: what was logged
         at each step so far."""
-        if self._begun is None:
+        if not self._begun:
             self._begin(step)
         self._pending += rollouts
         self._curves = curves
@@ -59,7 +59,7 @@ class RolloutLog:
 
     def _begin(self, step: int) -> None:
         """What an earlier attempt wrote behind its last checkpoint is drawn again."""
-        self._begun = step
+        self._begun = True
         store = self._folder.store
         for file in list(store.list(join(self._folder.uri, "rollouts"))):
             if int(file.uri.rpartition("/steps-")[2][:6]) >= step:
