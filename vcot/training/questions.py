@@ -64,7 +64,8 @@ class Questions:
                 f"{len(missing)} of {len(asked)} examples have no Sample in the stage that tokenize read, such as "
                 f"{missing[0]}; run tokenize again"
             )
-        self._file, self._places = file, [places[examples.rows[row].sample] for row in self._rows]
+        self._numbers = {examples.rows[row].sample: number for number, row in enumerate(self._rows)}
+        self._file, self._places = file, [places[sample] for sample in self._numbers]
         self.sample = lru_cache(maxsize=256)(self._sample)
 
     def __len__(self) -> int:
@@ -79,6 +80,10 @@ class Questions:
         with self._file.open("rb") as kept:
             kept.seek(self._places[number])
             return Sample.model_validate_json(kept.readline())
+
+    def number(self, sample: str) -> int:
+        """Of the question that this Sample, by its id, asks."""
+        return self._numbers[sample]
 
     def shard(self, number: int) -> int:
         """Of its example."""

@@ -58,12 +58,14 @@ class RolloutLog:
             self.write()
 
     def _begin(self, step: int) -> None:
-        """What an earlier attempt wrote behind its last checkpoint is drawn again."""
+        """What an earlier attempt wrote behind its last checkpoint is drawn again; its first steps stay on the page."""
         self._begun = True
         store = self._folder.store
-        for file in list(store.list(join(self._folder.uri, "rollouts"))):
+        for file in sorted(store.list(join(self._folder.uri, "rollouts")), key=lambda file: file.uri):
             if int(file.uri.rpartition("/steps-")[2][:6]) >= step:
                 store.delete(file.uri)
+            elif not self._first:
+                self._first = [(self._questions.number(one.sample), one) for one in _rollouts(store.read(file.uri))]
 
     def write(self) -> None:
         """What was not written yet."""
@@ -121,6 +123,19 @@ def _parquet(rollouts: Sequence[Rollout]) -> bytes:
     buffer = BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), buffer, compression="zstd")
     return buffer.getvalue()
+
+
+def _rollouts(data: bytes) -> list[Rollout]:
+    """As they were written, without what rewards had measured."""
+    import pyarrow.parquet as pq
+
+    return [
+        Rollout.model_validate(
+            {name: value for name, value in row.items() if name in Rollout.model_fields}
+            | {"rewards": {name[7:]: value for name, value in row.items() if name.startswith("reward_")}}
+        )
+        for row in pq.read_table(BytesIO(data)).to_pylist()
+    ]
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
