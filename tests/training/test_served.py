@@ -49,7 +49,48 @@ def test_the_base_is_laid_with_the_trainings_own_limits_of_pixels(
     ours = toy_encoder.processor.image_processor
     assert dict(laid.size) == dict(ours.size)
     assert (one.base / "model.safetensors").read_bytes() == before["model.safetensors"]
+    assert sorted(path.name for path in one.base.parent.iterdir()) == ["base"]
     assert {file.name: file.read_bytes() for file in toy_base.iterdir() if file.is_file()} == before
+
+
+@pytest.mark.parametrize("other", ["weights", "pixels"])
+def test_another_base_in_the_folder_is_refused(toy_base: Path, toy_encoder: Any, tmp_path: Path, other: str) -> None:
+    from vcot.training.served import ServedModel
+
+    one = ServedModel("http://localhost:1/v1", tmp_path / "vllm", questions(toy_encoder, tmp_path), toy_encoder)
+    one.lay(toy_base)
+    changed = one.base / ("model.safetensors" if other == "weights" else "processor_config.json")
+    data = changed.read_bytes()
+    changed.unlink()  # it may be the base's own file
+    changed.write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if other == "weights" else data.replace(b"12544", b"25088"))
+    with pytest.raises(SettingsError, match=rf"--vllm-folder=.*{changed.name} of another base.*give another one"):
+        one.lay(toy_base)
+
+
+def test_one_rank_hands_over_for_all_that_draw_from_a_server(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
+    from vcot.models.loading import attach_lora, load_base
+    from vcot.training.served import ServedModel, is_loopback
+
+    model = attach_lora(load_base(toy_base, dtype="float32"), r=4, alpha=8, dropout=0.0)
+    asked = questions(toy_encoder, tmp_path)
+    with served(toy_base, toy_encoder.processor) as server:
+        first, other = (
+            ServedModel(server.url, tmp_path / "vllm", asked, toy_encoder, hands_over=hands) for hands in (True, False)
+        )
+        name = first.name_of(0)
+        first.publish(model, name)
+        other.publish(model, name)
+        assert other.drawn(model, [0], Decoding(8, 1.0, 2, seed=1)) == first.drawn(
+            model, [0], Decoding(8, 1.0, 2, seed=1)
+        )
+        other.close()
+        assert list(server.held) == [name]
+        first.close()
+        assert server.loaded == [name]
+    assert is_loopback("http://127.0.0.1:8000/v1")
+    assert is_loopback("http://localhost:8000/v1")
+    assert is_loopback("http://[::1]:8000/v1")
+    assert not is_loopback("http://vllm:8000/v1")
 
 
 def test_replies_of_other_weights_are_masked_and_told(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
@@ -88,7 +129,7 @@ def test_a_server_that_vanishes_is_waited_for_and_then_told(toy_base: Path, toy_
     with served(toy_base, toy_encoder.processor) as server:
         one = ServedModel(server.url, tmp_path / "vllm", asked, toy_encoder, retries=2)
         one.wait()
-        one.publish(model, 0)
+        one.publish(model, one.name_of(0))
         server.faults["completions"] = [503, 500]
         [said] = one.drawn(model, [0], Decoding(8, 1.0, 3, seed=1))
         assert len(said) == 3

@@ -16,6 +16,7 @@ another pixel budget or template it would answer other questions than those that
 from __future__ import annotations
 
 import base64
+import filecmp
 import os
 import secrets
 import shutil
@@ -26,6 +27,7 @@ from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 
@@ -50,14 +52,16 @@ class ServedModel:
     Args:
         url: of its OpenAI-compatible interface, mostly ending in /v1.
         folder: that the server sees under the same path.
+        hands_over: whether this process lays the base and hands adapters over; of several that draw from a server, one
+            does.
         retries: of a request that failed on the way; timeout: seconds of one.
     """
 
     def __init__(
-        self, url: str, folder: Path, questions: Questions, encoder: Encoder, *, retries: int = 8,
-        timeout: float = 600.0,
+        self, url: str, folder: Path, questions: Questions, encoder: Encoder, *, hands_over: bool = True,
+        retries: int = 8, timeout: float = 600.0,
     ) -> None:  # fmt: skip
-        self.url, self.questions, self.encoder = url, questions, encoder
+        self.url, self.questions, self.encoder, self.hands_over = url, questions, encoder, hands_over
         self.base, self.adapters = folder / "base", folder / "adapters"
         self.spec = encoder.contract.frame_spec
         # No environment variable may send the images elsewhere: address and key are given, and no proxy is asked.
@@ -74,18 +78,31 @@ class ServedModel:
 
     def lay(self, base: Path) -> None:
         """Lays a base where the server may serve it from, whole or not at all: its files, and the processor with this
-        training's limits of pixels. Nothing is done where one lies there."""
-        if self.base.exists():
+        training's limits of pixels. Nothing is done where it lies there.
+
+        Raises SettingsError: another one lies there.
+        """
+        if not self.hands_over:
             return
+        files = [file for file in base.iterdir() if file.is_file() and not is_processor_file(file.name)]
         unfinished = self.base.with_name(f".base-{self.run}")
         unfinished.mkdir(parents=True)
-        for file in base.iterdir():
-            if file.is_file() and not is_processor_file(file.name):
-                try:
-                    os.link(file.resolve(), unfinished / file.name)  # 17 GB need not be there twice
-                except OSError:
-                    shutil.copyfile(file, unfinished / file.name)
         self.encoder.processor.save_pretrained(str(unfinished))
+        if self.base.exists():
+            for file in [*unfinished.iterdir(), *files]:
+                if not _same(file, self.base / file.name):
+                    raise SettingsError(
+                        f"--vllm-folder={self.base.parent}: in its base/ lies {file.name} of another base, or with "
+                        "other limits of pixels, and the server may hold it; end the server and remove the folder, or "
+                        "give another one"
+                    )
+            shutil.rmtree(unfinished)
+            return
+        for file in files:
+            try:
+                os.link(file.resolve(), unfinished / file.name)  # 17 GB need not be there twice
+            except OSError:
+                shutil.copyfile(file, unfinished / file.name)
         unfinished.replace(self.base)
 
     def wait(self, seconds: float = STARTS_WITHIN) -> None:
@@ -104,12 +121,18 @@ class ServedModel:
             stop.raise_if_requested("the vLLM server does not answer yet")
             time.sleep(1)
 
-    def publish(self, model: Any, step: int) -> str:
-        """Hands its adapters to the server and gives their name, by which all ranks draw; the older ones are dropped.
+    def name_of(self, step: int) -> str:
+        """Of the adapters that draw then; all ranks take that of the first."""
+        return f"policy-{self.run}-{step}"
+
+    def publish(self, model: Any, name: str) -> None:
+        """Hands its adapters to the server, by whose name all ranks draw then; the older ones are dropped.
 
         Raises SettingsError: the server does not take them. TemporaryError: it is not there.
         """
-        name, older = f"policy-{self.run}-{step}", self.name
+        older, self.name = self.name, name
+        if not self.hands_over:
+            return
         folder = self.adapters / name
         unfinished = self.adapters / f".{name}"
         unfinished.mkdir(parents=True, exist_ok=True)
@@ -119,8 +142,6 @@ class ServedModel:
         if older:
             self._post("/unload_lora_adapter", {"lora_name": older})
             shutil.rmtree(self.adapters / older, ignore_errors=True)
-        self.name = name
-        return name
 
     def drawn(self, model: Any, numbers: Sequence[int], decoding: Decoding) -> list[list[Generated]]:
         """Of each question `decoding.samples` replies, by the adapters that were published last.
@@ -133,9 +154,9 @@ class ServedModel:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             return list(pool.map(partial(self._asked, decoding), numbers, asked, prompts))
 
-    def close(self, *, unload: bool = True) -> None:
-        """unload: drops the last adapters, as far as the server is there; of several ranks one does."""
-        if unload and self.name:
+    def close(self) -> None:
+        """Drops the last adapters, as far as the server is there."""
+        if self.hands_over and self.name:
             with suppress(openai.APIError):
                 once = self.client.with_options(max_retries=0)
                 once.post("/unload_lora_adapter", body={"lora_name": self.name}, cast_to=str)
@@ -220,6 +241,16 @@ class ServedModel:
                 f"and see {self.adapters}"
             )
         return TemporaryError(f"{said}; the training goes on from its last checkpoint when the server is there again")
+
+
+def is_loopback(url: str) -> bool:
+    """Whether it is an address of this pod itself."""
+    host = urlsplit(url).hostname or ""
+    return host == "localhost" or host == "::1" or host.startswith("127.")
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and (one.samefile(other) or filecmp.cmp(one, other, shallow=False))
 
 
 def _data_url(data: bytes) -> str:
