@@ -125,7 +125,7 @@ class Bench:
         )
         return kind(
             model, self.arguments(steps, updates, folder), encoder=self.encoder, questions=questions,
-            rewards=self.rewards, draw=partial(drawn_here, questions, self.encoder.eos_token_ids),
+            rewards=self.rewards, draw=partial(drawn_here, questions, self.encoder.eos_token_ids, 128),
             curriculum=Curriculum(questions, self.config.seed, by_success=False), questions_per_step=QUESTIONS,
             redraws=0, compute=torch.float32, start=0, keep=lambda *_: None, config=self.config,
             context=RunContext(folder), checkpoints=Checkpoints(Store(), str(folder / "kept"), folder / "local"),

@@ -187,6 +187,43 @@ def test_a_killed_training_goes_on_to_the_same_numbers(
     assert all(kept[step] == each for step, each in rest.items())
 
 
+def test_neither_slices_nor_activations_computed_twice_change_what_is_learned(
+    toy_base: Path, toy_encoder: Any, tmp_path: Path
+) -> None:
+    whole, replies = learn(toy_base, toy_encoder, tmp_path / "whole")
+    given = options(generation_batch_size=4)
+    parts, same = learn(toy_base, toy_encoder, tmp_path / "parts", given, gradient_checkpointing="on")
+    assert [[one.text for one in same[step]] for step in same] == [
+        [one.text for one in replies[step]] for step in replies
+    ]
+    for name, value in weights(parts).items():
+        assert (value - weights(whole)[name]).abs().max() < 1e-5
+
+
+def test_the_first_steps_stay_on_the_page_after_a_stop(toy_encoder: Any, tmp_path: Path) -> None:
+    from vcot.records.shards import TRAIN, Folder
+    from vcot.training.rollout_log import RolloutLog
+
+    asked = questions(toy_encoder, tmp_path)
+    folder = Folder(Store(), str(tmp_path / "run"), TRAIN)
+
+    def log() -> RolloutLog:
+        return RolloutLog(folder, asked, toy_encoder.contract.frame_spec, every=1, save_steps=1)
+
+    def said(step: int, text: str) -> list[tuple[int, Rollout]]:
+        return [(2, Rollout(step=step, sample="train-2", text=text, rewards={"answer": 0.5}, reward=0.5))] * 2
+
+    before, after = log(), log()
+    before.keep(0, said(0, "from the very first step"), [])
+    before.keep(1, said(1, "drawn again"), [])
+    after.keep(1, said(1, "after the stop"), [])
+    page = (tmp_path / "run" / "train" / "rollouts.html").read_text()
+    assert "from the very first step" in page
+    assert "after the stop" in page
+    assert "drawn again" not in page
+    assert len(list((tmp_path / "run" / "train" / "rollouts").iterdir())) == 2
+
+
 def test_the_loss_is_that_of_the_formula(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
     """Of the first update, from a plain pass of the model over each prompt with its image and reply, one by one."""
     import torch

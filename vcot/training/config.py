@@ -261,6 +261,10 @@ class GRPOOptions(GuardOptions):
         "/tmp/vllm", "folder that training and server both see under this name: the training lays the base into its "
         "base/, for the server to begin with, and the adapters of each step into its adapters/", shapes_result=False,
     )  # fmt: skip
+    generation_batch_size: int = setting(
+        128, "replies that the model writes at the same time on each GPU, at most; lower where memory is short",
+        unit="replies", gt=0,
+    )  # fmt: skip
     redraws: int = setting(
         2, "questions whose replies all earn the same teach nothing; so many times others are drawn in their place "
         "(DAPO's dynamic sampling); 0: never", unit="times", ge=0,
@@ -311,8 +315,6 @@ def disagreements(config: TrainingConfig, options: GRPOOptions) -> Iterator[str]
         yield f"--lora-dropout={config.lora_dropout:g}: replies are drawn and judged without dropout; leave it out"
     if config.packing == "on":
         yield "--packing on: replies are padded; leave it out"
-    if config.gradient_checkpointing == "on":
-        yield "--gradient-checkpointing on: there is none with --method grpo; lower --batch-tokens instead"
     if options.beta and config.tune == "full":
         yield (
             f"--beta={options.beta:g} with --tune full would need the whole model a second time, as it was; choose "

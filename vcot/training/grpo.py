@@ -41,6 +41,8 @@ from vcot.errors import InputError, SettingsError
 from vcot.grounding import parse, split_answer
 from vcot.models.decoding import Decoding
 from vcot.models.generation import Generated, generate
+from vcot.models.loading import whole_model
+from vcot.models.loss import needs_vision
 from vcot.records import Sample
 from vcot.records.rollout import Rollout
 from vcot.rewards import BrokenReward, Weighed, earned, total, weighed
@@ -58,8 +60,9 @@ from vcot.training.engine import (
 )
 from vcot.training.guards import Guards
 from vcot.training.measures import Measure, Necessity, Reply
+from vcot.training.memory import twice
 from vcot.training.questions import Curriculum, Questions
-from vcot.training.served import ServedModel
+from vcot.training.served import ServedModel, is_loopback
 from vcot.training.setup import TrainResult, fetching_for, model_to_train, newest, training_arguments
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # a warning at each start, of `rollout_func`
@@ -159,8 +162,9 @@ class RewardedTrainer(Checkpointed, GRPOTrainer):  # type: ignore[misc]  # the l
     def _generate_and_score_completions(self, inputs: list[int]) -> dict[str, Any]:
         step = self.state.global_step
         if self.served is not None:
-            name = [self.served.publish(self.model, step) if self.context.first else ""]
-            self.served.name = broadcast_object_list(name)[0]
+            [name] = broadcast_object_list([self.served.name_of(step)])
+            self.served.publish(self.model, name)
+            self.accelerator.wait_for_everyone()
             self._last_loaded_step = step  # or TRL would send all weights to a server of its own
         groups = self._drawn(self._of_step(step), step, 0)
         tried = list(groups)
@@ -404,7 +408,9 @@ def learn_from_rewards(
     rows = options.questions_per_step * options.num_generations // ranks
     at_once = rows_at_once(rows, config.batch_tokens, questions.longest + options.max_completion_length)
     arguments = training_arguments(
-        config, context, steps=steps, accumulation=rows // at_once, evaluating=False, checkpointing=False,
+        config, context, steps=steps, accumulation=rows // at_once, evaluating=False,
+        checkpointing=twice(config, base, whole_model(model).config.text_config, compute, 1),
+        ddp_find_unused_parameters=needs_vision(model),  # a batch of questions without images leaves it out
         kind=GRPOConfig, per_device_train_batch_size=at_once, steps_per_generation=rows // at_once,
         temperature=options.temperature, max_completion_length=options.max_completion_length,
         use_vllm=False, vllm_importance_sampling_clip_min=FAR, vllm_importance_sampling_clip_max=1 / FAR,
@@ -426,12 +432,15 @@ def learn_from_rewards(
     else:
         if any(one.name == "necessity" for one in rewards):
             measures = {**measures, "necessity": Necessity(encoder, questions, at_once)}
-        draw: Draw = partial(drawn_here, questions, encoder.eos_token_ids)
+        draw: Draw = partial(drawn_here, questions, encoder.eos_token_ids, options.generation_batch_size)
         served = None
         if options.rollouts == "vllm":
-            served = ServedModel(options.vllm_url, Path(options.vllm_folder), questions, encoder)
-            if context.first:
-                served.lay(base)
+            # On this pod's own address each pod has a server of its own; else all have one.
+            hands_over = context.first_of_pod if is_loopback(options.vllm_url) else context.first
+            served = ServedModel(
+                options.vllm_url, Path(options.vllm_folder), questions, encoder, hands_over=hands_over
+            )  # fmt: skip
+            served.lay(base)
             served.wait()
             draw = served.drawn
         fetching = fetching_for(questions.examples, needs, state.global_step, context)
@@ -450,7 +459,7 @@ def learn_from_rewards(
                 result.seconds = trainer.train_from(None if found is None else found[0])
             finally:
                 if served is not None:
-                    served.close(unload=context.first)
+                    served.close()
         result.tokens = trainer.tokens - trainer.tokens_before
         state = trainer.state
         stop.raise_if_requested(f"step {state.global_step} of {steps} is done, the last checkpoint counts")
@@ -461,10 +470,14 @@ def learn_from_rewards(
 
 
 def drawn_here(
-    questions: Questions, ends: Sequence[int], model: Any, numbers: Sequence[int], decoding: Decoding
+    questions: Questions, ends: Sequence[int], at_once: int, model: Any, numbers: Sequence[int], decoding: Decoding
 ) -> list[list[Generated]]:
-    """Replies by the model that learns."""
-    return generate(model, questions.prompts(numbers), decoding, eos_token_ids=ends)
+    """Replies by the model that learns, to so many questions together as give `at_once` of them (one at least)."""
+    size = max(at_once // decoding.samples, 1)
+    parts = [numbers[first : first + size] for first in range(0, len(numbers), size)]
+    return [
+        replies for part in parts for replies in generate(model, questions.prompts(part), decoding, eos_token_ids=ends)
+    ]
 
 
 def rows_at_once(rows: int, batch_tokens: int, longest: int) -> int:

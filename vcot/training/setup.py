@@ -117,7 +117,6 @@ def training_arguments(
         neftune_noise_alpha=config.neftune_noise_alpha or None,
         activation_checkpointing=checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
-        ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
         eval_strategy="steps" if evaluating else "no",
         eval_on_start=evaluating_first,
@@ -130,7 +129,7 @@ def training_arguments(
         disable_tqdm=True,
         log_level="error",
         remove_unused_columns=False,
-        **more,
+        **{"ddp_find_unused_parameters": False} | more,
     )
     if arguments.n_gpu > 1:
         logging.get().warning("training uses one GPU", seen=arguments.n_gpu)
