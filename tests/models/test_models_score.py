@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 from tests.fakes.families import KNOWN
 from tests.training.toy import by_text, drawn
+from vcot.models.branches import Branch, score_branches
 from vcot.models.decoding import Decoding
 from vcot.models.generation import generate, score_continuations
 from vcot.models.loading import load_base
@@ -141,3 +142,86 @@ def test_greedy_replies_are_the_librarys_own_and_score_as_they_were_said(
 def test_continuations_of_another_number_of_prompts_are_refused() -> None:
     with pytest.raises(ValueError, match="1 lists of continuations for 2 prompts"):
         score_continuations(None, {"input_ids": torch.zeros(2, 3)}, [[[1]]])
+
+
+# --- branches ----------------------------------------------------------------------------------------------
+
+END, BETWEEN = 3, (17, 18)
+BRANCHES = [
+    Branch(0, (5, 6, 7, 8, 9, 10, 11), (0, 2, 4, 7), (20, 21, 22)), Branch(0, (), (0,), (20, 21, 22)),
+    Branch(2, (12, 13, 14), (0, 1, 2, 3), (23,)), Branch(1, (15, 16), (2,), (24, 25)),
+    Branch(0, (5, 6, 40), (3,), (30, 31, 32, 33)),
+]  # fmt: skip
+"""Of unlike lengths, with answers of unlike lengths, stops at both ends and an empty rationale."""
+
+
+@every_family
+@pytest.mark.parametrize("branch_tokens", [1, 40, 4096])
+def test_branches_are_those_of_a_full_pass_over_each_alone(
+    loaded: tuple[Any, Encoder], model_type: str, branch_tokens: int
+) -> None:
+    model, encoder = loaded
+    asked = questions()
+    with torch.no_grad():
+        found = score_branches(
+            model, BRANCHES, end=END, between=BETWEEN, branch_tokens=branch_tokens, **batch_of(encoder, asked)
+        )
+    for row, branch in enumerate(BRANCHES):
+        one, length = asked[branch.row], len(branch.ids)
+        assert found.tokens[row, :length].tolist() == pytest.approx(alone(model, encoder, one, [*branch.ids]), abs=2e-4)
+        assert not found.tokens[row, length:].any()
+        ends = [alone(model, encoder, one, [*branch.ids[:t], END])[-1] for t in range(length + 1)]
+        assert found.ends[row, : length + 1].tolist() == pytest.approx(ends, abs=2e-4)
+        answers = [
+            sum(alone(model, encoder, one, [*branch.ids[:t], END, *BETWEEN, *branch.answer])[-len(branch.answer) :])
+            for t in branch.stops
+        ]
+        assert found.answers[row] == pytest.approx(answers, abs=5e-4)
+
+
+def test_gradients_through_the_shared_prompt_are_those_of_separate_passes(toy_base: Path, toy_encoder: Any) -> None:
+    """With adapters, and logits in parts that are computed twice."""
+    from vcot.models import branches
+    from vcot.models.loading import attach_lora, whole_model
+
+    torch.manual_seed(0)
+    model = attach_lora(load_base(toy_base, dtype="float32"), r=4, alpha=8, dropout=0.0)
+    learned = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    for value in learned.values():
+        value.data.normal_(0, 0.05)
+    asked = questions()
+    weights = torch.linspace(-1, 1, 8)
+
+    def gradients(total: torch.Tensor) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        total.backward()
+        return {name: value.grad.clone() for name, value in learned.items() if value.grad is not None}
+
+    def shared(chunk: int) -> dict[str, torch.Tensor]:
+        branches.CHUNK = chunk
+        batch = batch_of(toy_encoder, asked)
+        found = model(**batch, want=lambda inner, **given: score_branches(inner, BRANCHES, end=END, **given))
+        return gradients((found.tokens * weights[: found.tokens.shape[1]]).sum() + found.ends[:, 0].sum())
+
+    def apart() -> dict[str, torch.Tensor]:
+        total = torch.zeros(())
+        for branch in BRANCHES:
+            batch = batch_of(toy_encoder, [asked[branch.row]])
+            length, more = batch["input_ids"].shape[1], torch.tensor([[*branch.ids]], dtype=torch.long)
+            for name, value in (("input_ids", more), ("attention_mask", more * 0 + 1), ("mm_token_type_ids", more * 0)):
+                batch[name] = torch.cat([batch[name], value], dim=1)
+            said = whole_model(model)(**toy_encoder.family.model_inputs(batch)).logits[0].log_softmax(-1)
+            total = total + said[length - 1, END]
+            for place, token in enumerate(branch.ids):
+                total = total + weights[place] * said[length + place - 1, token]
+        return gradients(total)
+
+    expected, whole = apart(), branches.CHUNK
+    try:
+        for chunk in (whole, 5 * model.config.text_config.vocab_size):
+            found = shared(chunk)
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                assert (found[name] - value).abs().max() < 1e-5 * max(1, float(value.abs().max())), name
+    finally:
+        branches.CHUNK = whole

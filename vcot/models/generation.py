@@ -62,8 +62,8 @@ def generate(
         Per prompt its draws, `decoding.samples` of them.
     """
     with _inference(model) as inner:
-        prompts = _prompts(inner, batch)
-        prefix = _Prefix(inner, batch, prompts)
+        prompts = prompts_of(inner, batch)
+        prefix = Prefix(inner, batch, prompts)
         device, samples = prefix.logits.device, decoding.samples
         noise = None
         if decoding.temperature > 0:
@@ -129,7 +129,7 @@ def score_continuations(
     if not longest:
         return [[[] for _ in several] for several in continuations]
     with _inference(model) as inner:
-        prefix = _Prefix(inner, batch, _prompts(inner, batch))
+        prefix = Prefix(inner, batch, prompts_of(inner, batch))
         device = prefix.logits.device
         if most := max((len(said) for _, said in begun), default=0):
             prefix.select(torch.tensor([row for row, _ in begun], device=device))
@@ -175,7 +175,7 @@ class _Prompt(NamedTuple):
     pixels: list[Tensor]  # of each image
 
 
-def _prompts(inner: Any, batch: Mapping[str, Tensor]) -> list[_Prompt]:
+def prompts_of(inner: Any, batch: Mapping[str, Tensor]) -> list[_Prompt]:
     image, pixels = inner.config.image_token_id, batch.get("pixel_values")
     grids = [] if pixels is None else [tuple(grid) for grid in batch["image_grid_thw"].tolist()]
     patches = [rows * columns * frames for frames, rows, columns in grids]
@@ -189,7 +189,7 @@ def _prompts(inner: Any, batch: Mapping[str, Tensor]) -> list[_Prompt]:
     return prompts
 
 
-class _Prefix:
+class Prefix:
     """Prompts that were computed, and all that was said after them.
 
     logits: float32 [B, vocabulary], of the token after each prompt.
@@ -224,16 +224,51 @@ class _Prefix:
 
         there: bool [B, L], False where a row is padded. keep: of which tokens, as the library's logits_to_keep.
         """
-        real = torch.ones_like(ids) if there is None else there.to(ids)
+        given = self._following(torch.ones_like(ids) if there is None else there.to(ids))
+        inputs = self._family.model_inputs({"input_ids": ids, **given})
+        logits = self._inner(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=keep).logits
+        assert isinstance(logits, Tensor)
+        return logits
+
+    def states(self, ids: Tensor, there: Tensor) -> Tensor:
+        """The last hidden states [B, L, hidden] of tokens [B, L] that follow what was there. there: as of `extend`."""
+        return self._states(ids, self._following(there))
+
+    def beside(self, ids: Tensor, stops: Tensor, length: int) -> Tensor:
+        """The same of tokens [B, T] that follow not all that was there, but all without the last `length` tokens and,
+        of these, the first `stops` [B, S]: of each row S times, each of which does not see the others. What was there
+        stays as it was.
+
+        Returns:
+            [B, S, T, hidden].
+        """
+        (rows, copies), size = stops.shape, ids.shape[1]
+        here = torch.arange(copies * size, device=ids.device)
+        copy, place = here // size, here % size
+        own = (copy[:, None] == copy[None, :]) & (place[None, :] <= place[:, None])  # [S T, S T]
+        stop = stops[:, copy]  # [B, S T]
+        seen = torch.arange(length, device=ids.device) < stop[:, :, None]  # [B, S T, length]
+        known = self._mask[:, None, : self._mask.shape[1] - length].bool().expand(-1, copies * size, -1)
+        mask = torch.cat([known, seen, own.expand(rows, -1, -1)], dim=2)[:, None]
+        said = self._mask[:, self._mask.shape[1] - length :].sum(dim=1) if length else 0
+        positions = ((self._next - said)[:, None] + stop + place).expand(3, -1, -1)
+        states = self._states(ids.repeat(1, copies), {"attention_mask": mask, "position_ids": positions})
+        self._cache.crop(-copies * size)
+        return states.view(rows, copies, size, -1)
+
+    def _following(self, real: Tensor) -> dict[str, Tensor]:
+        """Mask and positions of tokens that follow what was there. real: [B, L], 0 where a row is padded."""
         counted = real.cumsum(dim=1)  # [B, L], with the token itself
         self._mask = torch.cat([self._mask, real.to(self._mask)], dim=1)
         positions = (self._next[:, None] + counted - 1).expand(3, -1, -1)
         self._next = self._next + counted[:, -1]
-        given = {"input_ids": ids, "attention_mask": self._mask, "position_ids": positions}
-        inputs = self._family.model_inputs(given)
-        logits = self._inner(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=keep).logits
-        assert isinstance(logits, Tensor)
-        return logits
+        return {"attention_mask": self._mask, "position_ids": positions}
+
+    def _states(self, ids: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        inputs = self._family.model_inputs({"input_ids": ids, **given})
+        made = self._inner.model(**inputs, past_key_values=self._cache, use_cache=True).last_hidden_state
+        assert isinstance(made, Tensor)
+        return made
 
 
 # --- chance ------------------------------------------------------------------------------------------------

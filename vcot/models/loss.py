@@ -10,6 +10,7 @@ FSDP2) sees all that is used, once.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,13 +33,17 @@ def add_loss(model: Any) -> None:
     returns the cross entropy summed over the learned tokens: a scalar, float32. A token is predicted from the one
     before it. So of rows packed end to end, each row's first token has to be IGNORED: the one before it belongs
     to another row. Where nothing is learned the sum is 0, with a gradient of 0 for every weight.
+
+    want may also be a function: `want(model, …)` then runs within this one call of the model, as a wrapper needs it.
     """
     plain = model.forward
 
     @functools.wraps(plain)  # the library reads from its signature what a model takes
-    def forward(*arguments: Any, want: str | None = None, **named: Any) -> Any:
+    def forward(*arguments: Any, want: str | Callable[..., Any] | None = None, **named: Any) -> Any:
         if want is None:
             return plain(*arguments, **named)
+        if callable(want):  # an adapter hands over many a None
+            return want(model, **{name: value for name, value in named.items() if value is not None})
         if want != "loss" or arguments:
             raise TypeError(f'want is "loss" or nothing, and the rest is given by name; got {want!r}')
         return _loss(model, **named)
