@@ -18,7 +18,7 @@ from pydantic import field_validator, model_validator
 from vcot.errors import InputError, SettingsError
 from vcot.settings import DEVICE, CommaSeparated, Device, Settings, offers, setting
 from vcot.stage import launch, summary
-from vcot.training.config import METHODS, GRPOOptions, TrainingConfig, disagreements
+from vcot.training.config import METHODS, GFNOptions, GRPOOptions, RolloutOptions, TrainingConfig, disagreements
 from vcot.training.launcher import Rank, World, run_ranks
 
 if TYPE_CHECKING:
@@ -109,8 +109,9 @@ class TrainSettings(TrainingConfig, Settings):
 
     def faults(self) -> Iterator[str]:
         yield from super().faults()
-        if self.method == "grpo":
-            yield from disagreements(self, GRPOOptions.from_settings(self))
+        options = METHODS[self.method].options
+        if issubclass(options, RolloutOptions):
+            yield from disagreements(self, options.from_settings(self))
 
     @model_validator(mode="after")
     def _they_agree(self) -> Self:
@@ -326,7 +327,6 @@ def _learn(
             result = fine_tune(settings, examples=examples, **given)
         else:
             from vcot.records.shards import OF_SAMPLES, read_marker, read_samples
-            from vcot.training.grpo import learn_from_rewards
             from vcot.training.questions import Questions
             from vcot.training.rollout_log import RolloutLog
 
@@ -335,14 +335,16 @@ def _learn(
                     f"{fetched.examples_uri}: it does not say which Samples it was made of; run tokenize again"
                 )
             source, _ = read_marker(folder.store, fetched.samples_uri, *OF_SAMPLES)
-            options = GRPOOptions.from_settings(settings)
+            kind = METHODS[settings.method].options
+            assert issubclass(kind, RolloutOptions)
+            options = kind.from_settings(settings)
             questions = Questions(
                 examples, read_samples(folder.store, fetched.samples_uri, source), encoder,
                 way="ground" if "ground" in contract.ways else contract.ways[0],
                 alone=options.questions == "without-reasoning", cache_bytes=context.cache_bytes,
                 file=scratch / f"samples-{number}.jsonl",
             )  # fmt: skip
-            if options.judge is not None:
+            if isinstance(options, GRPOOptions) and options.judge is not None:
                 from vcot.distill.endpoint import address_and_name
                 from vcot.distill.judge import Judge
                 from vcot.training.measures import Judged
@@ -356,10 +358,19 @@ def _learn(
                 given["measures"] = {"judge": Judged(judge, questions)}
             log = RolloutLog(
                 folder, questions, contract.frame_spec, every=options.rollouts_every, save_steps=settings.save_steps,
-                updates=options.num_iterations,
+                updates=options.num_iterations if isinstance(options, GRPOOptions) else 1,
             )  # fmt: skip
             exits.callback(log.write)  # however it ends: the last replies are what a person wants to see then
-            result = learn_from_rewards(settings, options, questions=questions, keep=log.keep, **given)
+            given |= {"questions": questions, "keep": log.keep}
+            if isinstance(options, GRPOOptions):
+                from vcot.training.grpo import learn_from_rewards
+
+                result = learn_from_rewards(settings, options, **given)
+            else:
+                from vcot.training.gfn import learn_to_sample
+
+                assert isinstance(options, GFNOptions)
+                result = learn_to_sample(settings, options, **given)
     except NotFinite as error:
         if context.first:
             write_failure(folder, error.details)

@@ -180,11 +180,44 @@ class GuardOptions(Options):
         "or more likely than the model that learns: it has other weights", unit="0..1", gt=0, le=1,
     )  # fmt: skip
     max_kl: float = setting(
-        1.0, "with --beta: stop when it is so far from the model it began with", unit="nats per token", gt=0
+        1.0, "with --beta, and with --method gfn: stop when it is so far from the model it began with",
+        unit="nats per token", gt=0,
+    )  # fmt: skip
+    min_distinct: float = setting(
+        0.25, "with --method gfn: stop when the distinct ones among the rationales of a question are so few, of what "
+        "they were in the first steps", unit="0..1", ge=0, lt=1,
+    )  # fmt: skip
+
+
+class RolloutOptions(GuardOptions):
+    """What methods share that learn from replies of the model's own."""
+
+    num_generations: int = setting(
+        8, "replies to each question, which are held against each other; more where rewards are rare", unit="replies",
+        ge=2,
+    )  # fmt: skip
+    questions_per_step: int = setting(
+        8, "questions of an optimiser step, on all GPUs together; more where rewards are noisy", unit="questions", gt=0
     )
+    max_completion_length: int = setting(
+        512, "longest reply; what is longer is cut off, and has no answer", unit="tokens", gt=0
+    )
+    generation_batch_size: int = setting(
+        128, "replies that the model writes at the same time on each GPU, at most; lower where memory is short",
+        unit="replies", gt=0,
+    )  # fmt: skip
+    questions: Literal["all", "without-reasoning"] = setting(
+        "all", "what is asked; without-reasoning: questions alone, of tokenize --without-reasoning ask, not those "
+        "whose reasoning was learned before"
+    )  # fmt: skip
+    curriculum: Literal["off", "by-success"] = setting(
+        "off", "by-success: from the second epoch on, questions that were right in about half of their tries come "
+        "first, those that were always right or always wrong last; off: in an order drawn anew"
+    )  # fmt: skip
+    rollouts_every: int = setting(10, "write the page of replies", unit="steps", gt=0, shapes_result=False)
 
 
-class GRPOOptions(GuardOptions):
+class GRPOOptions(RolloutOptions):
     """Learning from rewards; names and defaults are TRL's where it has them, and DAPO's for --epsilon-high."""
 
     rewards: CommaSeparated = setting(
@@ -200,16 +233,6 @@ class GRPOOptions(GuardOptions):
         None, "most that it is asked in all; the training stops before it asks more, and goes on with a larger number",
         unit="requests", gt=0, shapes_result=False,
     )  # fmt: skip
-    num_generations: int = setting(
-        8, "replies to each question, which are held against each other; more where rewards are rare", unit="replies",
-        ge=2,
-    )  # fmt: skip
-    questions_per_step: int = setting(
-        8, "questions of an optimiser step, on all GPUs together; more where rewards are noisy", unit="questions", gt=0
-    )
-    max_completion_length: int = setting(
-        512, "longest reply; what is longer is cut off, and has no answer", unit="tokens", gt=0
-    )
     temperature: float = setting(1.0, "of the draws; lower where replies fall apart, higher where all are alike", gt=0)
     beta: float = setting(
         0.0, "price of moving away from the model it began with (KL); 0.001 to 0.04 where it forgets other things. "
@@ -240,14 +263,6 @@ class GRPOOptions(GuardOptions):
     num_iterations: int = setting(
         1, "updates from the same replies; 2 to 4 where drawing takes most of the time", unit="updates", gt=0
     )
-    questions: Literal["all", "without-reasoning"] = setting(
-        "all", "what is asked; without-reasoning: questions alone, of tokenize --without-reasoning ask, not those "
-        "whose reasoning was learned before"
-    )  # fmt: skip
-    curriculum: Literal["off", "by-success"] = setting(
-        "off", "by-success: from the second epoch on, questions that were right in about half of their tries come "
-        "first, those that were always right or always wrong last; off: in an order drawn anew"
-    )  # fmt: skip
     rollouts: Literal["transformers", "vllm"] = setting(
         "transformers", "who writes the replies: transformers: the model that learns, where it learns; vllm: a vLLM "
         "server on other GPUs, which is handed the adapters at each step; many times faster from 3B on",
@@ -261,10 +276,6 @@ class GRPOOptions(GuardOptions):
         "/tmp/vllm", "folder that training and server both see under this name: the training lays the base into its "
         "base/, for the server to begin with, and the adapters of each step into its adapters/", shapes_result=False,
     )  # fmt: skip
-    generation_batch_size: int = setting(
-        128, "replies that the model writes at the same time on each GPU, at most; lower where memory is short",
-        unit="replies", gt=0,
-    )  # fmt: skip
     redraws: int = setting(
         2, "questions whose replies all earn the same teach nothing; so many times others are drawn in their place "
         "(DAPO's dynamic sampling); 0: never", unit="times", ge=0,
@@ -272,7 +283,6 @@ class GRPOOptions(GuardOptions):
     mask_truncated_completions: bool = setting(
         False, "replies that were cut off teach nothing, neither good nor bad; where the limit cuts off good ones"
     )
-    rollouts_every: int = setting(10, "write the page of replies", unit="steps", gt=0, shapes_result=False)
 
     def faults(self) -> Iterator[str]:
         yield from super().faults()
@@ -297,6 +307,72 @@ class GRPOOptions(GuardOptions):
             )
 
 
+class GFNOptions(RolloutOptions):
+    """Sampling rationales in proportion to how well they explain the answer (GFlowNet; vcot.training.gfn)."""
+
+    reward_temperature_start: float = setting(
+        1.0, "a rationale's share is its reward to the power of 1 / this; below 1 the best take more, above 1 all are "
+        "more alike; here at the start", gt=0,
+    )  # fmt: skip
+    reward_temperature_end: float = setting(1.0, "the same from --reward-temperature-steps on", gt=0)
+    reward_temperature_steps: int = setting(50, "steps from the one to the other", unit="steps", gt=0)
+    box_weight: float = setting(
+        1.0, "power to which the boxes' soft F1 against the annotated ones stands in the reward, which else is the "
+        "likelihood of rationale and answer alone; 0: boxes as likely as any words", ge=0,
+    )  # fmt: skip
+    reward_stride: int = setting(
+        8, "the answer is scored after every so many tokens of a rationale, and between these its log-likelihood lies "
+        "on a line; 1: exact, and slower", unit="tokens", gt=0,
+    )  # fmt: skip
+    min_rationale_length: int = setting(
+        0, "rationales that end before are worth e^-99 of what they were; where a model ends too soon", unit="tokens",
+        ge=0,
+    )  # fmt: skip
+    subtb_decay: float = setting(
+        1.0, "how much less two prefixes of a rationale count in the loss for each token that they are apart: 1: all "
+        "alike (sub-trajectory balance); 0: neighbours alone (detailed balance), for very long rationales", ge=0, le=1,
+    )  # fmt: skip
+    learn_reference: bool = setting(
+        True, "learn from the annotated rationale, too, where there is one; of several one by chance"
+    )
+    tolerance_start: float = setting(
+        0.0, "learn from no rationale whose log-reward by the token is more than so many times (below 0) that of the "
+        "annotated one: LaCoT has 1.5 at the start and 1 in the end; what is dropped stays as likely as it was. 0: "
+        "from all", ge=0,
+    )  # fmt: skip
+    tolerance_end: float = setting(1.0, "the same from --tolerance-steps on", ge=0)
+    tolerance_steps: int = setting(50, "steps from the one to the other", unit="steps", gt=0)
+    explore_share: float = setting(
+        0.25, "share of the steps whose rationales are drawn at another temperature, between --explore-min-temperature "
+        "and --explore-max-temperature", unit="0..1", ge=0, le=1,
+    )  # fmt: skip
+    explore_min_temperature: float = setting(0.5, "of these draws", gt=0)
+    explore_max_temperature: float = setting(1.0, "of these draws; above 1 to find what is not found else", gt=0)
+    replay_share: float = setting(
+        0.25, "share of the questions that, when they are asked again, are learned from the best rationales that were "
+        "drawn for them before in the place of new ones", unit="0..1", ge=0, le=1,
+    )  # fmt: skip
+    replay_size: int = setting(50, "rationales of each question that are kept for that", unit="rationales", gt=0)
+
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
+        if self.explore_min_temperature > self.explore_max_temperature:
+            yield (
+                f"--explore-min-temperature={self.explore_min_temperature:g} is more than "
+                f"--explore-max-temperature={self.explore_max_temperature:g}; at most the same"
+            )
+        if 0 < self.tolerance_start < self.tolerance_end:
+            yield (
+                f"--tolerance-start={self.tolerance_start:g} is stricter than --tolerance-end={self.tolerance_end:g}; "
+                "log-rewards are below 0, so that more is looser: give at least the same"
+            )
+        if self.min_rationale_length >= self.max_completion_length:
+            yield (
+                f"--min-rationale-length={self.min_rationale_length} leaves nothing of "
+                f"--max-completion-length={self.max_completion_length}"
+            )
+
+
 @dataclass(frozen=True)
 class Method:
     """How a training learns. defaults: where they are other than those of TrainingConfig."""
@@ -307,14 +383,27 @@ class Method:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-def disagreements(config: TrainingConfig, options: GRPOOptions) -> Iterator[str]:
+def disagreements(config: TrainingConfig, options: RolloutOptions) -> Iterator[str]:
     """What cannot be together, a line each."""
     if config.parallel == "fsdp":
-        yield "--parallel fsdp: a training from rewards has the whole model on each GPU; leave it out"
+        yield "--parallel fsdp: a training from its own replies has the whole model on each GPU; leave it out"
     if config.lora_dropout and config.tune != "full":
         yield f"--lora-dropout={config.lora_dropout:g}: replies are drawn and judged without dropout; leave it out"
     if config.packing == "on":
         yield "--packing on: replies are padded; leave it out"
+    if isinstance(options, GFNOptions):
+        if config.tune == "full":
+            yield (
+                "--tune full with --method gfn: rewards are what the model finds likely without its adapters; choose "
+                "--tune lora or qlora"
+            )
+        if config.gradient_checkpointing == "on":
+            yield (
+                "--gradient-checkpointing on with --method gfn: rationales share the keys and values of their prompt, "
+                "which are kept; lower --batch-tokens instead"
+            )
+    if not isinstance(options, GRPOOptions):
+        return
     if options.beta and config.tune == "full":
         yield (
             f"--beta={options.beta:g} with --tune full would need the whole model a second time, as it was; choose "
@@ -348,6 +437,17 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             GRPOOptions,
             {
                 "learning_rate": 1e-5, "neftune_noise_alpha": 0.0, "lora_dropout": 0.0, "weight_decay": 0.0,
+                "lr_scheduler_type": "constant_with_warmup", "num_train_epochs": 1.0, "early_stopping_patience": 0,
+            },
+        ),
+        "gfn": Method(
+            "It learns to draw rationales in proportion to how well they explain the answer, so that several good ones "
+            "keep their share (GFlowNet, after LaCoT). Begin with a model that was tuned on tokenize --roles "
+            "rationale.",
+            "--base-uri s3://models/base --from-uri s3://runs/first/train/model",
+            GFNOptions,
+            {
+                "learning_rate": 5e-5, "neftune_noise_alpha": 0.0, "lora_dropout": 0.0, "weight_decay": 0.0,
                 "lr_scheduler_type": "constant_with_warmup", "num_train_epochs": 1.0, "early_stopping_patience": 0,
             },
         ),

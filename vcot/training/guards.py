@@ -50,6 +50,11 @@ class Guards(TrainerCallback):  # type: ignore[misc]  # the library publishes no
         ]
         if found["entropy"] is not None and found["entropy"] < o.min_entropy:
             wrong.append(f"{MEANS['entropy']} {found['entropy']:.3g}, less than --min-entropy={o.min_entropy:g}")
+        distinct, at_first = mean(lines[-STEPS:], "distinct"), mean(lines[:STEPS], "distinct")
+        if distinct is not None and at_first is not None and distinct < o.min_distinct * at_first:
+            wrong.append(
+                f"{MEANS['distinct']} {distinct:.3g}, less than --min-distinct={o.min_distinct:g} of what it began with"
+            )
         if mean(lines[-STEPS:], "groups_that_teach") == 0:
             wrong.append(
                 "all replies to every question earned the same: there was nothing to learn from. Begin with a model "
@@ -66,6 +71,7 @@ MEANS = {
     "boxes": "boxes of a reply:", "malformed": "share of malformed replies:", "cut_off": "share of replies cut off:",
     "entropy": "entropy of a token:", "kl": "distance from the model it began with:",
     "masked": "share of replies that the server finds otherwise likely:",
+    "distinct": "distinct rationales, as a share of those drawn:",
 }  # fmt: skip
 
 

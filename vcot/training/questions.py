@@ -47,6 +47,10 @@ class Questions:
         firsts = (ALONE,) if alone else (ALONE, 0)
         asked = {row.sample: number for number, row in reversed(list(enumerate(examples.rows)))
                  if row.split == "train" and row.way == way and row.alternative in firsts}  # fmt: skip
+        self._reasonings: dict[str, list[int]] = {}
+        for place, row in enumerate(examples.rows):
+            if row.sample in asked and row.way == way and row.alternative != ALONE:
+                self._reasonings.setdefault(row.sample, []).append(place)
         if not asked:
             which = "question without reasoning" if alone else "example"
             raise InputError(
@@ -96,6 +100,16 @@ class Questions:
             return item
         first, _ = learned_replies(tuple(item["labels"].tolist()))[-1]  # replies of earlier turns may be learned, too
         return item | {"ids": item["ids"][:first]}
+
+    def reference(self, number: int, seed: str) -> tuple[int, ...] | None:
+        """Ids of an annotated rationale that is a turn of its own, without its end; of several one by chance. None:
+        there is none."""
+        several = self._reasonings.get(self.examples.rows[self._rows[number]].sample)
+        if not several:
+            return None
+        labels = tuple(self._example(random.Random(seed).choice(several))["labels"].tolist())
+        (first, end), _ = learned_replies(labels)[-2:]
+        return labels[first : end - 1]
 
     def prompts(self, numbers: Sequence[int]) -> dict[str, Any]:
         """A batch to generate from, as `Encoder.prompts` makes it."""

@@ -15,6 +15,7 @@ from torch import distributed
 from transformers import TrainingArguments, set_seed
 
 from vcot import logging
+from vcot.models.branches import REFERENCE
 from vcot.models.device import compute_dtype, device
 from vcot.models.families import family_of
 from vcot.models.loading import attach_lora, load_adapter, load_base
@@ -67,13 +68,15 @@ def fetching_for(
 
 
 def model_to_train(
-    config: TrainingConfig, base: Path, base_uri: str, *, shards: int = 1, adapter: Path | None = None
-) -> tuple[Any, torch.dtype]:
+    config: TrainingConfig, base: Path, base_uri: str, *, shards: int = 1, adapter: Path | None = None,
+    reference: bool = False,
+) -> tuple[Any, torch.dtype]:  # fmt: skip
     """The model to train, and what it computes with.
 
     Args:
         base_uri: how an adapter names its base.
-        adapter: folder of one to go on with; None: new ones, or all weights.
+        adapter: folder of one to go on with; None: new ones, or all weights. reference: keep that adapter as it is
+            beside the one that is trained (`vcot.models.branches.as_it_was`).
     """
     compute = compute_dtype(config.dtype)
     if config.tune == "full":
@@ -83,7 +86,10 @@ def model_to_train(
     quantization: Literal["none", "nf4"] = "nf4" if config.tune == "qlora" else "none"
     model = load_base(base, quantization=quantization, dtype=config.dtype, shards=shards)
     if adapter is not None:
-        return load_adapter(model, adapter, trainable=True), compute
+        model = load_adapter(model, adapter, trainable=True)
+        if reference:
+            model.load_adapter(str(adapter), adapter_name=REFERENCE, is_trainable=False, local_files_only=True)
+        return model, compute
     set_seed(config.seed)  # the adapters' first values
     adapted = attach_lora(
         model, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout, base_uri=base_uri,

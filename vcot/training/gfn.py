@@ -1,0 +1,447 @@
+"""Sampling rationales in proportion to how well they explain the answer: a GFlowNet (LaCoT, arXiv 2510.23925).
+
+    questions → rationales (drawn, drawn before, annotated) → rewards of all their prefixes → balance of the prefixes
+
+What is wanted is q(Z | X) ∝ R(Z) = (P(Z, Y | X) · boxes(Z)^w)^(1/τ), with P that of the model as it was when the
+training began, the same weights with other adapters or none, and Y the true answer. Every prefix of a rationale could
+have been its end, with a reward of its own; `vcot.training.subtb` says what they must have in common.
+
+One pass over a question serves all its rationales, and one over a rationale all its prefixes (vcot.models.branches).
+The likelihood of a prefix and of its end are exact at every token; the answer's is worked out at every
+`--reward-stride`th, and lies on a line between.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from vcot.errors import InputError, SettingsError
+from vcot.grounding import parse
+from vcot.models.branches import Branch, Scored, as_it_was, narrow, score_branches
+from vcot.models.decoding import Decoding
+from vcot.models.generation import generate
+from vcot.models.loss import needs_vision
+from vcot.records.rollout import Rollout
+from vcot.rewards.boxes import box_reward
+from vcot.tokens import Encoder
+from vcot.training.checkpoints import Checkpoints
+from vcot.training.config import GFNOptions, TrainingConfig
+from vcot.training.engine import Checkpointed, RunContext, of_all
+from vcot.training.questions import Curriculum, Questions
+from vcot.training.replay import Replay, Trajectory
+from vcot.training.rounds import Rounds
+from vcot.training.setup import TrainResult, training_arguments
+from vcot.training.subtb import balance_loss, falling, interpolated, residuals, stops
+
+Keep = Callable[[int, Sequence[tuple[int, Rollout]], Sequence[Mapping[str, Any]]], None]
+"""(step, rationales of all ranks, each with the number of its question; what was logged so far)."""
+
+LEAST = -1e4
+"""Log-rewards are not below it: a rationale that the model finds impossible is worth nothing, not minus infinity."""
+TOO_SHORT = -99.0
+REFUSED_SHARE = 0.1
+"""Of the questions, whose answers may be too long to be explained, before the training stops."""
+NO_BOX = 0.01
+"""What boxes that meet nothing count as in a product."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Of a question: ids of its true answer, with their end, cut off at the limit; whether they were; and ids of one of
+    its annotated rationales, without an end."""
+
+    answer: tuple[int, ...]
+    too_long: bool
+    reference: tuple[int, ...] | None
+
+
+class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library publishes no types
+    """The library's loop; a step draws, judges and learns from rationales within its one `training_step`.
+
+    Args:
+        questions_per_step: of this rank. compute: the dtype of the forward pass.
+        keep: told, in rank 0, of all rationales that were drawn in a step.
+    """
+
+    def __init__(
+        self, model: Any, arguments: TrainingArguments, *, encoder: Encoder, questions: Questions, options: GFNOptions,
+        curriculum: Curriculum, questions_per_step: int, compute: torch.dtype, start: int, keep: Keep, **shared: Any,
+    ) -> None:  # fmt: skip
+        from datasets import Dataset
+
+        self.encoder, self.questions, self.options, self.curriculum = encoder, questions, options, curriculum
+        self.questions_per_step, self.compute, self.start, self.keep = questions_per_step, compute, start, keep
+        self.replay = Replay(options.replay_size)
+        self.asked = self.too_long = 0  # questions of this rank, and of these those whose answer is longer than a reply
+        self._limit = options.max_completion_length
+        self.spec, self.end = encoder.contract.frame_spec, encoder.eos_token_ids[0]
+        self._seen: dict[str, float] = {}
+        super().__init__(model=model, args=arguments, train_dataset=Dataset.from_dict({"step": [0]}), **shared)
+        self.remove_callback(PrinterCallback)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Nothing but so many steps: the questions of each are chosen when it begins."""
+        steps: Any = [{}] * (self.args.max_steps - self.start)
+        return DataLoader(steps, batch_size=None)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Gradients of one step, from all its rationales; the mean of their losses."""
+        step = self.state.global_step
+        count, ranks = self.questions_per_step, self.context.ranks
+        chosen = self.curriculum.of_round(step, count * ranks)
+        numbers = chosen[self.context.rank * count : (self.context.rank + 1) * count]
+        asked = {number: self._asked(number, step) for number in numbers}
+        self.model.eval()  # no dropout: rewards, draws and what is learned are of one model
+        drawn, replayed, texts = self._rationales(numbers, step)
+        references = [
+            Trajectory(number, one.reference, torch.zeros(0))
+            for number, one in asked.items()
+            if one.reference is not None
+        ]
+        judged = self._judged([*drawn, *references], asked)
+        drawn, references = judged[: len(drawn)], judged[len(drawn) :]
+        together = [*drawn, *replayed, *(references if self.options.learn_reference else [])]
+        weights = self._weights(together, references, step)
+        weights = [
+            0.0 if asked[one.question].too_long else weight for one, weight in zip(together, weights, strict=True)
+        ]
+        loss = self._learn(model, together, weights, step)
+        self._tell(step, drawn, texts, replayed)
+        return loss
+
+    # --- rationales ----------------------------------------------------------------------------------
+
+    def _asked(self, number: int, step: int) -> Asked:
+        sample = self.questions.sample(number)
+        answer = self.encoder.said(f"Answer: {sample.answers[0]}", ended=True, rationale=False)
+        reference, limit = self.questions.reference(number, f"{self.config.seed}/{step}/{number}"), self._limit
+        too_long = len(answer) > limit
+        self.asked += 1
+        self.too_long += too_long
+        if self.too_long > max(REFUSED_SHARE * self.asked, self.questions_per_step):
+            raise InputError(
+                f"the answer of {sample.id} has {len(answer)} tokens, --max-completion-length allows {limit}; so it "
+                f"was for {self.too_long} of {self.asked} questions"
+            )
+        if reference is not None and len(reference) > limit:
+            reference = None
+        return Asked(tuple(answer[:limit]), too_long, reference)
+
+    def _rationales(
+        self, numbers: Sequence[int], step: int
+    ) -> tuple[list[Trajectory], list[Trajectory], list[Rollout]]:
+        """Those that are drawn now, those that were drawn before, and what is told of the former."""
+        options, chance = self.options, random.Random(f"{self.config.seed}/{step}")
+        temperature = 1.0
+        if chance.random() < options.explore_share:
+            temperature = chance.uniform(options.explore_min_temperature, options.explore_max_temperature)
+        replayed: list[Trajectory] = []
+        anew = []
+        for number in numbers:
+            seed = f"{self.config.seed}/{step}/{number}/again"
+            again = random.Random(seed).random() < options.replay_share
+            found = self.replay.drawn(number, options.num_generations, seed) if again else []
+            replayed += found
+            if not found:
+                anew.append(number)
+        limit = self._limit
+        decoding = Decoding(limit, temperature, options.num_generations, seed=self.config.seed * 1_000_003 + step)
+        size = max(options.generation_batch_size // options.num_generations, 1)
+        drawn, told = [], []
+        for first in range(0, len(anew), size):
+            some = anew[first : first + size]
+            replies = generate(
+                self.model, self.questions.prompts(some), decoding, eos_token_ids=self.encoder.eos_token_ids
+            )
+            for number, several in zip(some, replies, strict=True):
+                for draw, one in enumerate(several):
+                    ended = one.ids[-1] in self.encoder.eos_token_ids
+                    ids = tuple(one.ids[:-1] if ended else one.ids)
+                    drawn.append(Trajectory(number, ids, torch.zeros(0)))
+                    told.append(
+                        Rollout(
+                            step=step, sample=self.questions.sample(number).id, draw=draw, ended=ended, limit=limit,
+                            text=self.encoder.decode(ids), tokens=len(one.ids),
+                        )
+                    )  # fmt: skip
+        return drawn, replayed, told
+
+    # --- rewards -------------------------------------------------------------------------------------
+
+    def _judged(self, trajectories: Sequence[Trajectory], asked: Mapping[int, Asked]) -> list[Trajectory]:
+        """With their rewards, by the model as it was."""
+        found: list[Trajectory] = []
+        for piece in self._pieces(trajectories):
+            with torch.no_grad(), as_it_was(self.model):
+                scored = self._scored(self.model, piece, asked)
+            for row, one in enumerate(piece):
+                found.append(self._reward(one, scored, row))
+        return found
+
+    def _reward(self, one: Trajectory, scored: Scored, row: int) -> Trajectory:
+        length = len(one.ids)
+        at = stops(length, self.options.reward_stride)
+        answers = scored.answers[row]
+        said = torch.nn.functional.pad(scored.tokens[row, :length].double().cumsum(0), (1, 0)).cpu()
+        ended = scored.ends[row, : length + 1].double().cpu()
+        boxes = [self._pointing(one, stop) for stop in at]
+        # What is worked out at the stops alone: the answer's likelihood and how well is pointed.
+        slow = [
+            answer + (0.0 if pointing is None else self.options.box_weight * math.log(max(pointing, NO_BOX)))
+            for answer, pointing in zip(answers, boxes, strict=True)
+        ]
+        reward = said + ended + torch.tensor(interpolated(slow, at), dtype=torch.float64)
+        reward[: min(self.options.min_rationale_length, length)] += TOO_SHORT
+        if length < self.options.min_rationale_length:
+            reward[length] += TOO_SHORT
+        reward = reward.nan_to_num(nan=LEAST, neginf=LEAST).clamp(min=LEAST).float()
+        return replace(
+            one, log_reward=reward, log_likely=float(said[-1] + ended[-1]), answer=math.exp(min(answers[-1], 0.0)),
+            boxes=boxes[-1],
+        )  # fmt: skip
+
+    def _pointing(self, one: Trajectory, length: int) -> float | None:
+        """Soft F1 of the boxes in the first so many tokens."""
+        if not self.options.box_weight:
+            return None
+        prefix = Rollout(text=self.encoder.decode(one.ids[:length]))
+        return box_reward(prefix, self.questions.sample(one.question), self.spec)
+
+    def _weights(
+        self, together: Sequence[Trajectory], references: Sequence[Trajectory], asked: Mapping[int, Asked], step: int
+    ) -> list[float]:
+        """1 of each rationale that is learned from; 0 of one whose answer was cut off, or that is dropped because it is
+        worth too little (equation 6 of LaCoT)."""
+        options = self.options
+        tolerance = falling(options.tolerance_start, options.tolerance_end, step, options.tolerance_steps)
+        least = {one.question: tolerance * one.worth / (len(one.ids) + 1) for one in references}
+        if not options.tolerance_start:
+            least = {}
+        return [
+            float(
+                not asked[one.question].too_long
+                and one.worth / (len(one.ids) + 1) >= least.get(one.question, -math.inf)
+            )
+            for one in together
+        ]
+
+    # --- learning ------------------------------------------------------------------------------------
+
+    def _learn(self, model: Any, together: Sequence[Trajectory], weights: Sequence[float], step: int) -> Tensor:
+        options = self.options
+        temperature = falling(
+            options.reward_temperature_start, options.reward_temperature_end, step, options.reward_temperature_steps
+        )
+        (total,) = of_all([sum(weights)], self.args.device)
+        by_one = dict(zip(map(id, together), weights, strict=True))
+        pieces = self._pieces(together)
+        summed = torch.zeros((), device=self.args.device)
+        seen = {"kl": 0.0, "entropy": 0.0, "tokens": 0.0, "log_z": 0.0}
+        for number, piece in enumerate(pieces):
+            last = number == len(pieces) - 1
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                scored = self._scored(model, piece, None)
+                lengths = torch.tensor([len(one.ids) for one in piece], device=summed.device)
+                ends = self._ends(scored, lengths)
+                reward = _padded([one.log_reward for one in piece], scored.ends) / temperature
+                along = residuals(reward, scored.tokens, ends)
+                each = balance_loss(along, lengths, options.subtb_decay)
+                weight = torch.tensor([by_one[id(one)] for one in piece], device=summed.device)
+                # The engine averages gradients over ranks; what is wanted is their sum.
+                loss = (each * weight).sum() * self.context.ranks / max(total, 1.0)
+                self.accelerator.backward(loss)
+            summed += loss.detach() / self.context.ranks
+            self._measure(seen, piece, scored, ends.detach(), along.detach(), lengths)
+        rationales, *values = of_all([len(together), *seen.values()], self.args.device)
+        kl, entropy, tokens, log_z = values
+        self._seen |= {
+            "kl": kl / tokens, "entropy": entropy / tokens, "log_z": log_z / rationales,
+            "reward_temperature": temperature, "dropped": 1 - total / rationales,
+        }  # fmt: skip
+        self.step_examples = list(dict.fromkeys(self.questions.sample(one.question).id for one in together))
+        self.step_tokens = sum(len(one.ids) + 1 for one in together)
+        return summed * self.context.ranks
+
+    def _ends(self, scored: Scored, lengths: Tensor) -> Tensor:
+        """log q(end | prefix); where a rationale has reached its limit it can only end."""
+        full = torch.arange(scored.ends.shape[1], device=lengths.device) >= self._limit
+        return scored.ends.masked_fill(full[None, :], 0.0)
+
+    def _measure(
+        self, seen: dict[str, float], piece: Sequence[Trajectory], scored: Scored, ends: Tensor, along: Tensor,
+        lengths: Tensor,
+    ) -> None:  # fmt: skip
+        """Sums over the rationales: how far the model has moved on them, entropy, their estimates of log Σ R."""
+        rows = torch.arange(len(piece), device=lengths.device)
+        likely = scored.tokens.detach().sum(dim=1) + ends[rows, lengths]
+        before = torch.tensor([one.log_likely for one in piece], device=lengths.device)
+        there = torch.arange(scored.entropies.shape[1], device=lengths.device) <= lengths[:, None]
+        seen["kl"] += float((likely - before).sum())
+        seen["entropy"] += float(scored.entropies.where(there, 0).sum())
+        seen["tokens"] += float(there.sum())
+        seen["log_z"] += float(along[rows, lengths].sum())
+
+    def _pieces(self, trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
+        """In order, as many together as --batch-tokens has room for, prompts counted once; one at least."""
+        pieces: list[list[Trajectory]] = []
+        prompts: set[int] = set()
+        longest = 0
+        for one in trajectories:
+            longest = max(longest, len(one.ids) + 1)
+            prompts.add(one.question)
+            tokens = (len(pieces[-1]) + 1 if pieces else 1) * longest + len(prompts) * self.questions.longest
+            if pieces and tokens <= self.config.batch_tokens:
+                pieces[-1].append(one)
+            else:
+                pieces.append([one])
+                prompts, longest = {one.question}, len(one.ids) + 1
+        return pieces
+
+    def _scored(self, model: Any, piece: Sequence[Trajectory], asked: Mapping[int, Asked] | None) -> Scored:
+        """asked: where their answers are to be scored, too."""
+        numbers = list(dict.fromkeys(one.question for one in piece))
+        rows = {number: row for row, number in enumerate(numbers)}
+        branches = [
+            Branch(rows[one.question], one.ids)
+            if asked is None
+            else Branch(
+                rows[one.question], one.ids, stops(len(one.ids), self.options.reward_stride), asked[one.question].answer
+            )
+            for one in piece
+        ]
+        batch = {name: value.to(self.args.device) for name, value in self.questions.prompts(numbers).items()}
+        run = partial(
+            score_branches, branches=branches, end=self.end, between=self.encoder.between,
+            branch_tokens=self.config.batch_tokens,
+        )  # fmt: skip
+        with narrow(self.compute, self.args.device):
+            found = model(**batch, want=run)
+        assert isinstance(found, Scored)
+        return found
+
+    # --- what is told --------------------------------------------------------------------------------
+
+    def _tell(self, step: int, drawn: Sequence[Trajectory], texts: Sequence[Rollout], replayed: Sequence[Any]) -> None:
+        """To guards, log, page, curriculum and replay; of all ranks, or one would do what is true of its few alone."""
+        own = [
+            (one.question, told.model_copy(update={
+                "rewards": {"answer": one.answer, "boxes": one.boxes}, "reward": one.worth,
+            }))
+            for one, told in zip(drawn, texts, strict=True)
+        ]  # fmt: skip
+        everyones = gather_object(own)
+        if self.options.replay_share and self.args.max_steps * self.options.questions_per_step > len(self.questions):
+            self.replay.add(gather_object(list(drawn)))  # some question is asked again
+        again = sum(gather_object([len(replayed)]))
+        self._seen["replayed"] = again / max(again + len(everyones), 1)
+        self.curriculum.earned(everyones)
+        if everyones:
+            self._seen |= measures(everyones, self.questions, self.spec)
+        if self.context.first:
+            self.keep(step, everyones, self.state.log_history)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs, self._seen = logs | self._seen, {}
+        super().log(logs, start_time)
+
+    @property
+    def state_of_method(self) -> Any:
+        told = {"asked": self.asked, "too_long": self.too_long}
+        return told | {"curriculum": self.curriculum.state, "replay": self.replay.state}
+
+    def load_state_of_method(self, state: Any) -> None:
+        if state is not None:
+            self.curriculum.state, self.replay.state = state["curriculum"], state["replay"]
+            self.asked, self.too_long = state["asked"], state["too_long"]
+
+
+def _padded(rows: Sequence[Tensor], like: Tensor) -> Tensor:
+    """[rows, L + 1], with zeros behind each."""
+    made = torch.zeros_like(like)
+    for row, values in enumerate(rows):
+        made[row, : len(values)] = values.to(made)
+    return made
+
+
+def measures(everyones: Sequence[tuple[int, Rollout]], questions: Questions, spec: Any) -> dict[str, float]:
+    """What guards and curves look at, of all rationales that were drawn in a step.
+
+    distinct: how many of a question's are others than those before them, as a share.
+    """
+    rollouts = [one for _, one in everyones]
+    parsed = [parse(one.text, questions.sample(number).frame(spec)) for number, one in everyones]
+    texts: dict[int, set[str]] = {}
+    for number, one in everyones:
+        texts.setdefault(number, set()).add(" ".join(one.text.lower().split()))
+    count = len(rollouts)
+    found = {
+        "reward": sum(one.reward or 0.0 for one in rollouts) / count,
+        "boxes": sum(len(one.trace.boxes) for one in parsed) / count,
+        "malformed": sum(not one.well_formed for one in parsed) / count,
+        "cut_off": sum(not one.ended for one in rollouts) / count,
+        "completions/mean_length": sum(one.tokens for one in rollouts) / count,
+        "distinct": sum(map(len, texts.values())) / count,
+        "impossible": sum((one.reward or 0.0) <= LEAST for one in rollouts) / count,
+    }
+    for name in rollouts[0].rewards:
+        values = [value for one in rollouts if (value := one.rewards[name]) is not None]
+        if values:
+            found[f"rewards/{name}/mean"] = sum(values) / len(values)
+    return found
+
+
+# --- a whole training --------------------------------------------------------------------------------------
+
+
+def learn_to_sample(
+    config: TrainingConfig, options: GFNOptions, *, base: Path, base_uri: str, adapter: Path | None, encoder: Encoder,
+    questions: Questions, checkpoints: Checkpoints, context: RunContext, keep: Keep,
+) -> TrainResult:  # fmt: skip
+    """Trains from the newest whole checkpoint, or from the model it is given, to the end.
+
+    Args: as of `vcot.training.grpo.learn_from_rewards`.
+
+    Raises:
+        SettingsError: settings that do not go together with this model, or it has no rationales of its own. GateFailed:
+            a guard stopped it. Interrupted: a stop was asked for.
+    """
+    if not encoder.between:
+        raise SettingsError(
+            "--method gfn: in these examples a rationale has no end of its own; make them with tokenize --roles "
+            "rationale, and begin with a model that was tuned on such"
+        )
+    longest = questions.longest + options.max_completion_length + 1
+    if longest > config.batch_tokens:
+        raise SettingsError(
+            f"--batch-tokens={config.batch_tokens} has no room for the longest example and --max-completion-length "
+            f"together, {longest} tokens; give {longest} or more"
+        )
+    rounds = Rounds.begin(
+        config, options, base=base, base_uri=base_uri, adapter=adapter, questions=questions, checkpoints=checkpoints,
+        context=context, reference=True,
+    )  # fmt: skip
+    context_length = rounds.model.config.get_text_config().max_position_embeddings
+    if longest > context_length:
+        raise SettingsError(
+            f"--max-completion-length={options.max_completion_length} with the longest question makes {longest} "
+            f"tokens, and this base reads {context_length}; give less"
+        )
+    arguments = training_arguments(
+        config, context, steps=rounds.steps, accumulation=1, evaluating=False, checkpointing=False,
+        ddp_find_unused_parameters=needs_vision(rounds.model),
+    )  # fmt: skip
+    return rounds.train(arguments, partial(GFNTrainer, encoder=encoder, options=options, keep=keep))
