@@ -78,6 +78,10 @@ class TokenizeSettings(Settings):
     instruction: str | None = setting(
         None, "a line below every question that is answered with boxes, in training and in evaluation"
     )
+    roles: CommaSeparated = setting(
+        (), "what is a turn of its own in the conversation; rationale: the reasoning, between question and answer, "
+        "with an end of its own to be learned; evaluate and train --method grpo ask in the same form. Default: nothing"
+    )  # fmt: skip
     without_reasoning: Literal["refuse", "ask"] = setting(
         "refuse", "rows that have no reasoning to learn from; ask: they give their question alone, which train "
         "--method grpo answers and is rewarded for, and --method sft leaves out"
@@ -99,6 +103,13 @@ class TokenizeSettings(Settings):
             raise ValueError(f"no such way to learn: {', '.join(unknown)}; there are {', '.join(LEARNED_WAYS)}")
         if not value:
             raise ValueError(f"at least one way is needed, of {', '.join(LEARNED_WAYS)}")
+        return tuple(dict.fromkeys(value))
+
+    @field_validator("roles")
+    @classmethod
+    def _known_roles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in value if name != "rationale"]:
+            raise ValueError(f"no such role: {', '.join(unknown)}; there is rationale, or leave it out")
         return tuple(dict.fromkeys(value))
 
     @model_validator(mode="after")
@@ -151,6 +162,7 @@ def run(settings: TokenizeSettings) -> None:
             processor, mode=settings.mode, frame=native_frame(base) if settings.frame == "native" else settings.frame,
             max_length=settings.max_length, instruction=settings.instruction,
             ways=tuple(way for name in settings.learn for way in LEARNED_WAYS if way == name),
+            roles=("rationale",) if settings.roles else (),
         )  # fmt: skip
         files = [shard.files for shard in source.shards]
         tokenizing = Tokenizing(

@@ -449,6 +449,11 @@ def read_reply(text: str) -> Reply:
     return Reply(text[:start].removesuffix("\n"), _bare(answer) or None, text[end:], len(marks))
 
 
+def answer_line(text: str) -> int | None:
+    """Where the last line begins that begins with "Answer:"; None: no line does."""
+    return max((mark.start() for mark in _ANSWER_LINE.finditer(text)), default=None)
+
+
 def split_answer(text: str) -> tuple[str, str | None]:
     """(reasoning, answer) of a reply; the answer is None if none is stated."""
     return read_reply(text)[:2]

@@ -121,6 +121,9 @@ class DistillMetadata(Record):
 
 Mode = Literal["multimodal", "text"]
 
+Role = Literal["rationale"]
+"""What has a turn of its own in the conversation, beside the user's and the assistant's."""
+
 
 class Contract(Record):
     """What examples promise, and a base must fit.
@@ -138,6 +141,10 @@ class Contract(Record):
     ways: tuple[LearnedWay, ...] = Field(
         ("ground",), min_length=1, exclude_if=lambda ways: ways == ("ground",),
         description="in which questions are answered; left out where it is ground alone",
+    )  # fmt: skip
+    roles: tuple[Role, ...] = Field(
+        (), exclude_if=lambda roles: not roles,
+        description="rationale: it is a turn of its own, between question and answer; left out where nothing is",
     )  # fmt: skip
     max_length: int = Field(gt=0, description="tokens of an example, prompt and visual tokens included")
     template_sha256: str

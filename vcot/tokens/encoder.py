@@ -7,6 +7,11 @@ the end token and its line break included. The pieces come from the chat templat
 and are tokenised apart. So no token can lie across the bar, and what people wrote (a question that holds
 "<|im_end|>") cannot become a control token: those are looked for in the template's own pieces alone.
 
+With the role `rationale` (tokenize --roles) the reasoning is a turn of its own, with an end of its own. What stands
+between it and the answer is put there by whoever generates, and is not learned:
+
+    head · images · question · tail  |  reasoning · end  |  between  |  answer · end
+
 Earlier turns stand left of the bar, each with its own images before its text. Replies among them that a Sample says
 are `learned` are learned too, with their ends.
 
@@ -31,11 +36,12 @@ from PIL import Image
 
 from vcot.errors import InputError
 from vcot.grounding import Frame, FrameName, FrameSpec, Trace, smart_resize
-from vcot.grounding.tags import SPELLINGS, render, render_reply
+from vcot.grounding.tags import SPELLINGS, answer_line, render, render_reply
 from vcot.grounding.ways import LearnedWay, asked
 from vcot.models.families import family_in, family_of_processor
 from vcot.records import Contract, Mode
 from vcot.records.example import ALONE, IGNORED, Example
+from vcot.records.metadata import Role
 from vcot.records.sample import NO_IMAGE_SIZE, Reason, Rejection, Sample
 from vcot.storage.images import DecodedImage
 
@@ -59,35 +65,40 @@ Shape = tuple[int, ...]
 
 
 class _Fitted(NamedTuple):
-    """Ids and labels of the prompt, ids of the reply, and the size at which each image is handed to the processor."""
+    """Ids and labels of an example, and the size at which each image is handed to the processor."""
 
-    prompt: list[int]
+    ids: list[int]
     labels: list[int]
-    reply: list[int]
     shown: list[Size]
 
     @property
     def tokens(self) -> int:
-        return len(self.prompt) + len(self.reply)
+        return len(self.ids)
 
 
 class _Template(NamedTuple):
     """Ids of the chat template's own pieces.
 
     before: each turn's text, with one image token for each image that the turn shows. tail: between question and
-    reply. end: after a reply; where another turn follows a reply, what is before that turn's text begins behind it.
+    reply. rationale: between the last question and a rationale that has a turn of its own; as tail, where none has.
+    end: after a reply; where another turn follows a reply, what is before that turn's text begins behind it.
     """
 
     before: list[list[int]]
     tail: list[int]
+    rationale: list[int]
     end: list[int]
 
 
 class Encoder:
     """Ids by one contract.
 
+    between: what stands between the end of a rationale that is a turn of its own and the answer: a line break and the
+    assistant's header; empty where the contract has no such role.
+
     Raises (in the constructor) InputError where the processor does not fit the contract, its template cannot
-    be cut, or its tokenizer would make control tokens of plain text.
+    be cut or does not name the role that a rationale's name takes the place of, or its tokenizer would make control
+    tokens of plain text.
     """
 
     def __init__(self, processor: Any, contract: Contract) -> None:
@@ -104,7 +115,9 @@ class Encoder:
         self._frame_on = lru_cache(maxsize=1024)(contract.frame_spec.on)
         self._ahead: dict[str, list[int]] = {}
         self._templates: dict[Shape, _Template] = {}
-        self._template((0,))
+        template = self._template((0,))
+        # The tail begins with the end of the user's turn, as a rationale's turn has it.
+        self.between: tuple[int, ...] = tuple(template.tail[1:]) if contract.roles else ()
         if contract.mode == "multimodal":
             self._template((1,))
         special = sorted({*self._tokenizer.all_special_ids, processor.image_token_id, processor.video_token_id})
@@ -132,7 +145,8 @@ class Encoder:
             frame = self._frame(sample, _kept_sizes(sample))
             for way in self.contract.ways:
                 texts.append(prompt_text(sample, asked(way, self.contract.instruction)))
-                texts += [_rendered(trace, sample.answers[0], frame) for trace in reasoning_by(sample, way)]
+                for trace in reasoning_by(sample, way):
+                    texts += self._turns(_rendered(trace, sample.answers[0], frame), way)
         encoded = self._plain_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         self._ahead = {text: one.ids for text, one in zip(texts, encoded, strict=True)}
 
@@ -182,8 +196,8 @@ class Encoder:
             sample=sample.id,
             alternative=alternative,
             split="train" if sample.origin.split == "train" else "validation",
-            ids=(*fitted.prompt, *fitted.reply),
-            labels=(*fitted.labels, *fitted.reply),
+            ids=tuple(fitted.ids),
+            labels=tuple(fitted.labels),
             images=tuple(kept),
             image_grids=tuple(grids),
             shrunk=shrunk,
@@ -226,11 +240,28 @@ class Encoder:
     ) -> _Fitted:
         """shown: sizes of its images. visual: how many tokens each of them takes, none in text mode."""
         template = self._template(_shape(sample, any(visual)))
-        prompt, labels = self._prompt(sample, template, visual, asked(way, self.contract.instruction), shown)
+        below = asked(way, self.contract.instruction)
+        ids, labels = self._prompt(sample, template, visual, below, shown, rationale=self.has_rationale(way))
         if trace is None:
-            return _Fitted(prompt, [IGNORED] * len(prompt), [], list(shown))
-        reply = self._plain(_rendered(trace, sample.answers[0], self._frame(sample, shown))) + template.end
-        return _Fitted(prompt, labels, reply, list(shown))
+            return _Fitted(ids, [IGNORED] * len(ids), list(shown))
+        *rationale, answer = self._turns(_rendered(trace, sample.answers[0], self._frame(sample, shown)), way)
+        for text in rationale:
+            said = self._plain(text) + template.end[:1]
+            ids += (*said, *self.between)
+            labels += (*said, *[IGNORED] * len(self.between))
+        said = self._plain(answer) + template.end
+        return _Fitted(ids + said, labels + said, list(shown))
+
+    def has_rationale(self, way: str) -> bool:
+        """Whether a reply in this way has a rationale that is a turn of its own."""
+        return bool(self.contract.roles) and way != "direct"
+
+    def _turns(self, reply: str, way: LearnedWay) -> list[str]:
+        """A whole reply as the text of each of its turns."""
+        if not self.has_rationale(way):
+            return [reply]
+        rationale, _, answer = reply.rpartition("\n")  # an answer has one line
+        return [rationale, answer]
 
     def _frame(self, sample: Sample, shown: Sequence[Size], spec: FrameSpec | None = None) -> Frame:
         """In which texts about a sample write boxes; all of them are on the first of the images that are shown. spec:
@@ -272,6 +303,7 @@ class Encoder:
         instructions: Sequence[str | None] | None = None,
         prefixes: Sequence[str] | None = None,
         pointing: tuple[FrameSpec, str] | None = None,
+        rationales: Sequence[bool] | None = None,
     ) -> dict[str, Any]:
         """A batch to generate from, padded on the left.
 
@@ -282,6 +314,8 @@ class Encoder:
             instructions: one per question, in the place of the contract's.
             prefixes: one per question, how the reply begins: as `said` reads it.
             pointing: frame and dialect in which earlier turns write boxes, in the place of the contract's and vcot.
+            rationales: one per question, whether the reply begins with a rationale that is a turn of its own; in the
+                place of the contract's roles.
 
         Returns:
             input_ids, attention_mask, mm_token_type_ids: int64 [B, T]; pixel_values: float32, as the family takes
@@ -298,6 +332,7 @@ class Encoder:
             for place, grid in zip(given, batch["image_grid_thw"], strict=True):
                 visual[place].append(int(grid.prod()) // self.contract.merge_size**2)
         below = [self.contract.instruction] * len(samples) if instructions is None else instructions
+        begin = [bool(self.contract.roles)] * len(samples) if rationales is None else rationales
         prompts = [
             self._prompt(
                 sample,
@@ -306,11 +341,15 @@ class Encoder:
                 instruction,
                 [i.size for i in several],
                 pointing,
+                rationale=rationale,
             )[0]
-            for sample, several, tokens, instruction in zip(samples, images, visual, below, strict=True)
+            for sample, several, tokens, instruction, rationale in zip(
+                samples, images, visual, below, begin, strict=True
+            )
         ]
         if prefixes is not None:
-            prompts = [prompt + self.said(prefix) for prompt, prefix in zip(prompts, prefixes, strict=True)]
+            begun = zip(prompts, prefixes, begin, strict=True)
+            prompts = [prompt + self.said(prefix, rationale=rationale) for prompt, prefix, rationale in begun]
         longest = max(map(len, prompts))
         padding = [longest - len(prompt) for prompt in prompts]
         ids = torch.tensor([[self.pad_token_id] * p + prompt for p, prompt in zip(padding, prompts, strict=True)])
@@ -322,22 +361,41 @@ class Encoder:
         """pixel_values and image_grid_thw of upright RGB images, as the family makes them."""
         return self.family.pixels(self.processor, images)
 
-    def said(self, text: str, *, ended: bool = False) -> list[int]:
+    def said(self, text: str, *, ended: bool = False, rationale: bool = True) -> list[int]:
         """Ids of (a part of) what a model said, as `decode` gave it; `ended`: with the token that ends a turn.
 
         Control tokens by which it points are such again; an image it cannot say, nor a turn's end: these are letters.
+
+        rationale: where it is a turn of its own by the contract, the text begins within it, and it ends before the line
+        break in front of the last line "Answer:"; a text without that is a rationale that has not ended, or an answer
+        alone. False: the text is one turn.
         """
+        ids: list[int] = []
+        if rationale and self.between and (answer := answer_line(text)):
+            ids = [*self._one_turn(text[: answer - 1]), self.eos_token_ids[0], *self.between]
+            text = text[answer:]
+        ids += self._one_turn(text)
+        return [*ids, self.eos_token_ids[0]] if ended else ids
+
+    def _one_turn(self, text: str) -> list[int]:
         pieces = re.split(f"({'|'.join(map(re.escape, self._pointing))})", text) if self._pointing else [text]
         ids: list[int] = []
         for piece in filter(None, pieces):
             ids += [self._pointing[piece]] if piece in self._pointing else self._plain(piece)
-        return [*ids, self.eos_token_ids[0]] if ended else ids
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Generated ids as text, up to the first end token; other control tokens stay visible."""
-        ends = {*self.eos_token_ids, self.pad_token_id}
-        kept = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-        return str(self._tokenizer.decode(list(ids[:kept]), skip_special_tokens=False))
+        """Generated ids as text, up to the first end token; other control tokens stay visible. Where the answer follows
+        a rationale that is a turn of its own, a line break stands between them, and the first end is that of the
+        answer."""
+        eos = self.eos_token_ids
+        kept = next((i for i, token in enumerate(ids) if token in eos), len(ids))
+        text = str(self._tokenizer.decode(list(ids[:kept]), skip_special_tokens=False))
+        answer = kept + 1 + len(self.between)
+        if not self.between or tuple(ids[kept:answer]) != (eos[0], *self.between):
+            return text
+        end = next((i for i in range(answer, len(ids)) if ids[i] in eos), len(ids))
+        return f"{text}\n{self._tokenizer.decode(list(ids[answer:end]), skip_special_tokens=False)}"
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -354,11 +412,12 @@ class Encoder:
 
     def _prompt(
         self, sample: Sample, template: _Template, visual: Sequence[int], instruction: str | None,
-        shown: Sequence[Size], pointing: tuple[FrameSpec, str] | None = None,
+        shown: Sequence[Size], pointing: tuple[FrameSpec, str] | None = None, *, rationale: bool,
     ) -> tuple[list[int], list[int]]:  # fmt: skip
         """Ids up to where the reply begins, and their labels: IGNORED but for earlier replies that are learned.
 
         visual: visual tokens of each image; empty: none is shown, even where the sample has some. shown: their sizes.
+        rationale: the reply begins with one that is a turn of its own.
         """
         if visual and len(visual) != len(sample.images):
             raise ValueError(f"{sample.id}: {len(visual)} images are shown, it has {len(sample.images)}")
@@ -377,11 +436,11 @@ class Encoder:
             ids += self._plain(render(asked.said, frame, dialect)) + template.tail
             first = len(ids)
             reply = render(replied.said, frame, dialect)
-            ids += (self._plain(reply) if pointing is None else self.said(reply)) + template.end
+            ids += (self._plain(reply) if pointing is None else self._one_turn(reply)) + template.end
             if replied.learned:
                 learned.append(slice(first, len(ids)))
         ids += self._plain(prompt_text(sample, instruction))
-        ids += template.tail
+        ids += template.rationale if rationale else template.tail
         labels = [IGNORED] * len(ids)
         for run in learned:
             labels[run] = ids[run]
@@ -448,7 +507,24 @@ class Encoder:
                     f"the base's chat template writes {images} image tokens before the question; "
                     f"{wanted} {'is' if wanted else 'are'} needed"
                 )
-        return _Template([self._control(head) for head in heads], self._control(tail), self._control(end))
+        own = self._rationales_tail(tail, end) if self.contract.roles else tail
+        texts = [self._control(head) for head in heads]
+        return _Template(texts, self._control(tail), self._control(own), self._control(end))
+
+    def _rationales_tail(self, tail: str, end: str) -> str:
+        """What stands between the question and a rationale that is a turn of its own, by what stands between question
+        and reply.
+
+        Raises InputError where that does not name the assistant, or a turn of the user ends in another way.
+        """
+        first = self._control(end)[:1]
+        ends_alike = first == self._control(tail)[:1] and {*first} <= {*self._tokenizer.all_special_ids}
+        if tail.count("assistant") != 1 or not ends_alike:
+            raise InputError(
+                f"--roles rationale: the base's chat template writes {tail!r} between question and reply and {end!r} "
+                'behind it; it should name the role "assistant" there, once, and end all turns alike, as ChatML does'
+            )
+        return tail.replace("assistant", "rationale")
 
 
 def _kept_sizes(sample: Sample) -> list[Size]:
@@ -577,7 +653,7 @@ def properties(processor: Any) -> dict[str, Any]:
 
 def contract_of(
     processor: Any, *, mode: Mode, frame: FrameName, max_length: int, instruction: str | None = None,
-    ways: tuple[LearnedWay, ...] = ("ground",),
+    ways: tuple[LearnedWay, ...] = ("ground",), roles: tuple[Role, ...] = (),
 ) -> Contract:  # fmt: skip
     """The contract of examples made with this processor and its budget of pixels.
 
@@ -592,8 +668,9 @@ def contract_of(
         )
     spec = FrameSpec(frame, found["min_pixels"], found["max_pixels"], found["patch_size"] * found["merge_size"])
     return Contract(
-        mode=mode, frame=spec.to_dict(), instruction=instruction or None, ways=ways, max_length=max_length, **found
-    )
+        mode=mode, frame=spec.to_dict(), instruction=instruction or None, ways=ways, roles=roles,
+        max_length=max_length, **found,
+    )  # fmt: skip
 
 
 def check_contract(contract: Contract, processor: Any) -> None:

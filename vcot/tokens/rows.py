@@ -27,7 +27,7 @@ from vcot.grounding.ways import LearnedWay
 from vcot.models.families import family_of_processor
 from vcot.records import Contract
 from vcot.records.example import ALONE, IGNORED, Example, Examples
-from vcot.records.metadata import ShownRow, TokenizeShardMetadata
+from vcot.records.metadata import Role, ShownRow, TokenizeShardMetadata
 from vcot.records.sample import IMAGE_REASONS, NO_IMAGE_SIZE, Image, Reason, Rejection, Sample, kept_bytes
 from vcot.records.shards import File, RowCounts, ShardMarker, ShardWriter, fetch_file, read_records
 from vcot.reports.examples import TRUE, data_uri, overlay
@@ -109,7 +109,7 @@ class Tokenizing:
             image = sample.image
             size, kept = (one and (one.width, one.height) for one in (image, image and image.kept))
             for example in examples:
-                check_mask(example, self.encoder.processor)
+                check_mask(example, self.encoder.processor, self.encoder.contract.roles)
                 kind: Any = "shrunk" if example.shrunk else "by-text" if image is None else example.split
                 rank, offered = crc32(example.id.encode()), shown[kind, example.way]
                 if len(offered) < self._each or rank < offered[-1].rank:
@@ -191,7 +191,7 @@ class Tokenizing:
             with tempfile.TemporaryDirectory(prefix="audit-") as scratch:
                 examples = Examples([fetch_file(self.store, self.own_uri, f, Path(scratch)) for f in shard.files])
                 for one in (one for one in wanted if len(views[one.kind, one.way]) < self._each):
-                    check_mask(example := examples[one.row], self.encoder.processor)
+                    check_mask(example := examples[one.row], self.encoder.processor, self.encoder.contract.roles)
                     shown = view(example, one.size, self.encoder.contract, self.encoder.processor, kept=one.kept)
                     views[one.kind, one.way].append(shown)
         return [one for some in views.values() for one in some]
@@ -213,23 +213,32 @@ def _in_another_process(
 # --- the audit ---------------------------------------------------------------------------------------------
 
 
-def check_mask(example: Example, processor: Any) -> None:
+def check_mask(example: Example, processor: Any, roles: Sequence[Role] = ()) -> None:
     """Holds the mask of an example against the rules, from the ids alone and not from how they were made.
+
+    Args:
+        roles: as in the contract. The reply of an example with a rationale of its own is two runs of what is learned.
 
     Raises InputError: nothing is learned; a learned label is another token than its id; a part of the prompt, an
     image or a header is learned; or the end of a reply is not. Of a question alone: something is learned, or it does
-    not end where a reply begins.
+    not end where a reply begins. Of a rationale: it is not behind its header, it does not end with the token that ends
+    a turn, or something else than a line break and the assistant's header is between it and the answer.
     """
     replies, marks = learned_replies(example.labels), _marks(processor)
+    own_turn = "rationale" in roles and example.way != "direct"
     if example.alone:
-        if replies or example.ids[-len(marks.header) :] != marks.header:
-            raise _broken(example, "a question alone must end behind the assistant's header, and none of it be learned")
+        whose, header = ("rationale", marks.rationale) if own_turn else ("assistant", marks.header)
+        if replies or example.ids[-len(header) :] != header:
+            raise _broken(example, f"a question alone must end behind the {whose}'s header, and none of it be learned")
     elif not replies:
         raise _broken(example, "nothing of it is learned")
     elif replies[-1][1] != len(example.ids):
         raise _broken(example, "what is learned is not one piece up to the end")
     if any(example.labels[first:end] != example.ids[first:end] for first, end in replies):
         raise _broken(example, "a label is another token than the one that stands there")
+    if own_turn and replies:
+        _check_rationale(example, replies, processor)
+        del replies[-2]
     for first, end in replies:
         reply = example.ids[first:end]
         if marks.special.intersection(reply) != {marks.end} or reply.count(marks.end) != 1:
@@ -248,8 +257,33 @@ def check_mask(example: Example, processor: Any) -> None:
         raise _broken(example, f"it has {pads} places for visual tokens, its images give {wanted}")
 
 
+def _check_rationale(example: Example, replies: Sequence[tuple[int, int]], processor: Any) -> None:
+    """That the last but one of them is a rationale, and the last its answer."""
+    marks = _marks(processor)
+    first, end = replies[-2] if len(replies) > 1 else (0, 0)
+    if example.ids[max(0, first - len(marks.rationale)) : first] != marks.rationale:
+        before = processor.tokenizer.decode(list(example.ids[max(0, first - 12) : first]))
+        raise _broken(example, f"the rationale begins behind {before!r}, not behind the rationale's header")
+    rationale, between = example.ids[first:end], example.ids[end : replies[-1][0]]
+    if rationale[-1] != marks.end or len(marks.special.intersection(rationale)) != 1 or rationale.count(marks.end) != 1:
+        said = processor.tokenizer.decode(list(rationale[-12:]))
+        raise _broken(
+            example, f"the rationale ends with {said!r}; one <|im_end|>, and no other control token, is right"
+        )
+    if between != marks.between:
+        said = processor.tokenizer.decode(list(between))
+        raise _broken(example, f"between rationale and answer stands {said!r}, not a line break and the header")
+
+
+def reply_begins(labels: tuple[int, ...], *, rationale: bool) -> int:
+    """Place of the first token of the last reply that is learned. rationale: it has one that is a turn of its own."""
+    first, _ = learned_replies(labels)[-2 if rationale else -1]
+    return first
+
+
 def learned_replies(labels: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(first, end) of each run of tokens that are learned."""
+    """(first, end) of each run of tokens that are learned: of a rationale that is a turn of its own, and of its answer,
+    one each."""
     prompt = labels.count(IGNORED)
     if IGNORED not in labels[prompt:]:  # one run, as of nearly all
         return [(prompt, len(labels))] if prompt < len(labels) else []
@@ -267,7 +301,9 @@ class _Marks(NamedTuple):
 
     special: frozenset[int]
     end: int
-    header: tuple[int, ...]
+    header: tuple[int, ...]  # of the assistant
+    rationale: tuple[int, ...]  # header of a rationale that is a turn of its own
+    between: tuple[int, ...]  # its end and the answer
     image: int
     merge_size: int
 
@@ -275,10 +311,13 @@ class _Marks(NamedTuple):
 @lru_cache(maxsize=4)
 def _marks(processor: Any) -> _Marks:
     tokenizer = processor.tokenizer
-    header = tokenizer("<|im_start|>assistant\n", add_special_tokens=False, split_special_tokens=False)["input_ids"]
+    texts = ["<|im_start|>assistant\n", "<|im_start|>rationale\n", "\n<|im_start|>assistant\n"]
+    header, rationale, between = map(
+        tuple, tokenizer(texts, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+    )
     return _Marks(
         frozenset((*tokenizer.all_special_ids, processor.image_token_id, processor.video_token_id)),
-        tokenizer.convert_tokens_to_ids("<|im_end|>"), tuple(header), processor.image_token_id,
+        tokenizer.convert_tokens_to_ids("<|im_end|>"), header, rationale, between, processor.image_token_id,
         family_of_processor(processor).sizes(processor)["merge_size"],
     )  # fmt: skip
 
@@ -326,7 +365,7 @@ class View:
 
     example: Example
     pieces: list[Piece]
-    learned: str  # the reply as text; of several that are learned, a line for each
+    learned: str  # the reply as text; of several that are learned, and of rationale and answer, a line for each
     parsed: Parsed  # its boxes, read by the frame of the contract; in pixels of the original
     original: tuple[int, int] | None
     images: list[Pillow.Image]  # as the model sees them; boxes are on the first

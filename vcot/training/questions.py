@@ -16,7 +16,7 @@ from vcot.records import Sample
 from vcot.records.example import ALONE, Examples
 from vcot.records.rollout import Rollout
 from vcot.tokens import Encoder
-from vcot.tokens.rows import learned_replies
+from vcot.tokens.rows import reply_begins
 from vcot.training.data import Item, SFTDataset, images_of
 
 PREPARED = 32
@@ -41,7 +41,7 @@ class Questions:
         self, examples: Examples, samples: Iterable[Sample], encoder: Encoder, *, way: LearnedWay, file: Path,
         alone: bool = False, cache_bytes: int,
     ) -> None:  # fmt: skip
-        self.examples, self._encoder = examples, encoder
+        self.examples, self._encoder, self.way = examples, encoder, way
         data = SFTDataset(examples, encoder, cache_bytes=cache_bytes)
         self._example = lru_cache(maxsize=PREPARED)(data.__getitem__)
         firsts = (ALONE,) if alone else (ALONE, 0)
@@ -98,8 +98,8 @@ class Questions:
         item = self._example(self._rows[number])
         if self.examples.rows[self._rows[number]].alternative == ALONE:
             return item
-        first, _ = learned_replies(tuple(item["labels"].tolist()))[-1]  # replies of earlier turns may be learned, too
-        return item | {"ids": item["ids"][:first]}
+        rationale = self._encoder.has_rationale(self.way)
+        return item | {"ids": item["ids"][: reply_begins(tuple(item["labels"].tolist()), rationale=rationale)]}
 
     def reference(self, number: int, seed: str) -> tuple[int, ...] | None:
         """Ids of an annotated rationale that is a turn of its own, without its end; of several one by chance. None:
