@@ -114,7 +114,7 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         judged = self._judged([*drawn, *references], asked)
         drawn, references = judged[: len(drawn)], judged[len(drawn) :]
         together = [*drawn, *replayed, *(references if self.options.learn_reference else [])]
-        weights = self._weights(together, references, step)
+        weights = self._weights(together, references, asked, step)
         weights = [
             0.0 if asked[one.question].too_long else weight for one, weight in zip(together, weights, strict=True)
         ]

@@ -16,7 +16,7 @@ from vcot.records import Sample
 from vcot.records.example import ALONE, Examples
 from vcot.records.rollout import Rollout
 from vcot.tokens import Encoder
-from vcot.tokens.rows import reply_begins
+from vcot.tokens.rows import learned_replies, reply_begins
 from vcot.training.data import Item, SFTDataset, images_of
 
 PREPARED = 32

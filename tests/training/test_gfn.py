@@ -1,0 +1,326 @@
+"""Sampling rationales in proportion to how well they explain the answer, with the real classes and checkpoints."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.toy import *  # noqa: F403  (fixtures)
+from tests.training.toy import BASE, MAX_PIXELS, MIN_PIXELS, Died, config, drawn, examples, weights, write_examples
+from vcot.errors import GateFailed, InputError, SettingsError
+from vcot.records.example import Examples
+from vcot.records.rollout import Rollout
+from vcot.storage import Store
+from vcot.training.config import GFNOptions
+
+COUNT = 6
+
+
+@pytest.fixture(scope="module")
+def encoder(toy_base: Path) -> Any:
+    from vcot.tokens import Encoder, contract_of, load_processor
+
+    processor = load_processor(BASE, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+    contract = contract_of(
+        processor, mode="multimodal", frame="thousandths", max_length=512, roles=("rationale",)
+    )  # fmt: skip
+    return Encoder(processor, contract)
+
+
+def options(**changes: Any) -> GFNOptions:
+    usual = {"num_generations": 3, "questions_per_step": 2, "max_completion_length": 24, "reward_stride": 4}
+    return GFNOptions(**usual | changes)
+
+
+def questions(encoder: Any, scratch: Path, samples: Any = None, reasonings: int = 2) -> Any:
+    from vcot.training.questions import Questions
+
+    scratch.mkdir(parents=True, exist_ok=True)
+    made = Examples([write_examples(scratch / "examples.parquet", examples(encoder, COUNT, 0, reasonings))])
+    own = [drawn(number)[0] for number in range(COUNT)] if samples is None else samples
+    return Questions(made, own, encoder, way="ground", file=scratch / "samples.jsonl", cache_bytes=1 << 20)
+
+
+def learn(
+    base: Path, encoder: Any, scratch: Path, given: GFNOptions | None = None, *, die_at: int | None = None,
+    adapter: Path | None = None, asked: Any = None, reasonings: int = 2, **changes: Any,
+) -> tuple[Any, dict[int, list[Rollout]]]:  # fmt: skip
+    """The result, and the rationales of each step."""
+    from vcot.training.checkpoints import Checkpoints
+    from vcot.training.engine import RunContext
+    from vcot.training.gfn import learn_to_sample
+
+    saves, kept = 0, dict[int, list[Rollout]]()
+
+    def saved() -> None:
+        nonlocal saves
+        saves += 1
+        if saves == die_at:
+            raise Died
+
+    def keep(step: int, rollouts: Any, _: Any) -> None:
+        kept[step] = [one for _, one in rollouts]
+
+    attempt = scratch / f"attempt-{len(list(scratch.glob('attempt-*')))}"
+    settings = {
+        "tune": "lora", "neftune_noise_alpha": 0.0, "lora_dropout": 0.0, "num_train_epochs": 1.0, "save_steps": 1,
+        "learning_rate": 1e-3, "lr_scheduler_type": "constant_with_warmup", "batch_tokens": 800, "max_steps": 3,
+    } | changes  # fmt: skip
+    result = learn_to_sample(
+        config(**settings), given or options(), base=base, base_uri="s3://b/base", adapter=adapter, encoder=encoder,
+        questions=asked or questions(encoder, attempt, reasonings=reasonings), keep=keep,
+        context=RunContext(attempt, saved=saved),
+        checkpoints=Checkpoints(Store(), str(scratch / "checkpoints"), attempt / "local", keep=1),
+    )  # fmt: skip
+    return result, kept
+
+
+def lines(result: Any) -> list[tuple[Any, ...]]:
+    """Of each step, what must be the same twice."""
+    names = ("step", "loss", "grad_norm", "reward", "entropy", "boxes", "distinct", "log_z", "replayed", "kl")
+    return [tuple(line.get(name) for name in names) for line in result.history if "loss" in line]
+
+
+# --- a training ----------------------------------------------------------------------------------------------
+
+
+def test_a_killed_training_goes_on_to_the_same_numbers(toy_base: Path, encoder: Any, tmp_path: Path) -> None:
+    """Also with rationales that are learned from again: every question is asked more than once."""
+    given = options(replay_share=0.6, explore_share=0.5)
+    whole, kept = learn(toy_base, encoder, tmp_path / "whole", given, max_steps=7)
+    with pytest.raises(Died):
+        learn(toy_base, encoder, tmp_path / "killed", given, die_at=4, max_steps=7)
+    again, rest = learn(toy_base, encoder, tmp_path / "killed", given, max_steps=7)
+    assert lines(again) == lines(whole)
+    assert any(line.get("replayed") for line in whole.history)
+    assert all((value == weights(whole)[name]).all() for name, value in weights(again).items())
+    assert all(kept[step] == each for step, each in rest.items())
+
+
+def test_what_is_in_memory_at_once_changes_nothing(toy_base: Path, encoder: Any, tmp_path: Path) -> None:
+    whole, _ = learn(toy_base, encoder, tmp_path / "whole", batch_tokens=4000)
+    parts, _ = learn(toy_base, encoder, tmp_path / "parts", options(generation_batch_size=3), batch_tokens=200)
+    for ours, theirs in zip(lines(whole), lines(parts), strict=True):
+        assert [x for x in ours if x is not None] == pytest.approx([x for x in theirs if x is not None], rel=2e-3)
+
+
+def test_it_goes_on_from_an_adapter_which_stays_what_rewards_are_of(
+    toy_base: Path, encoder: Any, tmp_path: Path
+) -> None:
+    from vcot.models.branches import as_it_was
+    from vcot.training.publish import save_adapter
+
+    first, _ = learn(toy_base, encoder, tmp_path / "first", max_steps=2, learning_rate=1e-2)
+    save_adapter(first.model, tmp_path / "adapter")
+    second, _ = learn(toy_base, encoder, tmp_path / "second", adapter=tmp_path / "adapter", learning_rate=1e-2)
+    asked = questions(encoder, tmp_path / "asked")
+    batch = encoder.family.model_inputs(asked.prompts([0, 1]))
+    with torch.no_grad():
+        began = first.model(**batch).logits
+        ended = second.model(**batch).logits
+        with as_it_was(second.model):
+            as_was = second.model(**batch).logits
+        after = second.model(**batch).logits
+        with as_it_was(first.model):
+            without = first.model(**batch).logits
+    assert (as_was - began).abs().max() < 1e-5
+    assert (ended - began).abs().max() > 1e-3
+    assert (after == ended).all()
+    assert (without - began).abs().max() > 1e-3
+    assert {name for name, value in second.model.named_parameters() if value.requires_grad} == set(weights(second))
+    assert not any("reference" in name for name in weights(second))
+
+
+def test_one_that_no_rationale_has_written_for_is_learned_from_too(
+    toy_base: Path, encoder: Any, tmp_path: Path
+) -> None:
+    _, kept = learn(toy_base, encoder, tmp_path, reasonings=0)
+    assert {len(each) for each in kept.values()} == {6}
+
+
+# --- rewards -------------------------------------------------------------------------------------------------
+
+
+def trainer_of(base: Path, encoder: Any, scratch: Path, given: GFNOptions, samples: Any = None) -> Any:
+    """A trainer with adapters that have been moved, ready to judge."""
+    from vcot.models.loading import attach_lora, load_base
+    from vcot.stage import Bar
+    from vcot.training.checkpoints import Checkpoints
+    from vcot.training.engine import RunContext
+    from vcot.training.gfn import GFNTrainer
+    from vcot.training.questions import Curriculum
+    from vcot.training.setup import training_arguments
+
+    torch.manual_seed(0)
+    model = attach_lora(load_base(base, dtype="float32"), r=4, alpha=8, dropout=0.0)
+    for value in model.parameters():
+        if value.requires_grad:
+            value.data.normal_(0, 0.05)
+    asked = questions(encoder, scratch, samples)
+    context, settings = RunContext(scratch), config(tune="lora", lora_dropout=0.0, batch_tokens=800, max_steps=1)
+    return GFNTrainer(
+        model, training_arguments(settings, context, steps=1, accumulation=1, evaluating=False, checkpointing=False),
+        encoder=encoder, questions=asked, options=given, curriculum=Curriculum(asked, 1, by_success=False),
+        questions_per_step=2, compute=torch.float32, start=0, keep=lambda *_: None, config=settings, context=context,
+        checkpoints=Checkpoints(Store(), str(scratch / "kept"), scratch / "local"), epoch=float, batches_per_step=1,
+        bar=Bar("train", 1, "steps", shown=False),
+    )  # fmt: skip
+
+
+def judged(trainer: Any, *rationales: tuple[int, str]) -> list[Any]:
+    from vcot.training.replay import Trajectory
+
+    said = [Trajectory(n, tuple(trainer.encoder.said(text)), torch.zeros(0)) for n, text in rationales]
+    return list(trainer._judged(said, {n: trainer._asked(n, 0) for n, _ in rationales}))
+
+
+def by_hand(trainer: Any, number: int, ids: Any, answer: str) -> float:
+    """log P(z_1:t end, answer end | question) by one plain pass, with the adapters off."""
+    asked, encoder = trainer.questions, trainer.encoder
+    end = encoder.eos_token_ids[0]
+    batch = asked.prompts([number])
+    own = [*ids, end]
+    last = [*encoder._plain(f"Answer: {answer}"), end]
+    said = torch.tensor([[*own, *encoder.between, *last]])
+    length = batch["input_ids"].shape[1]
+    for name, more in (("input_ids", said), ("attention_mask", said * 0 + 1), ("mm_token_type_ids", said * 0)):
+        batch[name] = torch.cat([batch[name], more], dim=1)
+    with torch.no_grad(), trainer.model.disable_adapter():
+        likely = trainer.model(**encoder.family.model_inputs(batch)).logits[0].log_softmax(-1)
+    counted = [*range(len(own)), *range(len(own) + len(encoder.between), said.shape[1])]
+    return sum(float(likely[length + place - 1, said[0, place]]) for place in counted)
+
+
+def test_the_reward_of_every_prefix_is_that_of_a_pass_of_its_own(toy_base: Path, encoder: Any, tmp_path: Path) -> None:
+    """The end counts once, and what another rationale of the batch is longer by counts nothing."""
+    trainer = trainer_of(toy_base, encoder, tmp_path, options(reward_stride=1, box_weight=0.0))
+    short, long = "The square.", "I see a red square and, beside it, another one that is blue."
+    found = judged(trainer, (0, short), (0, long), (3, short))
+    for number, one in zip((0, 0, 3), found, strict=True):
+        answer = trainer.questions.sample(number).answers[0]
+        expected = [by_hand(trainer, number, one.ids[:t], answer) for t in range(len(one.ids) + 1)]
+        assert one.log_reward.tolist() == pytest.approx(expected, abs=2e-3)
+    (alone,) = judged(trainer, (0, short))
+    assert (alone.log_reward - found[0].log_reward).abs().max() < 1e-3
+
+
+def test_another_answer_is_another_reward(toy_base: Path, encoder: Any, tmp_path: Path) -> None:
+    samples = [drawn(number)[0] for number in range(COUNT)]
+    other = [one.model_copy(update={"answers": ("zebra",)}) for one in samples]
+    first = trainer_of(toy_base, encoder, tmp_path / "one", options(box_weight=0.0), samples)
+    second = trainer_of(toy_base, encoder, tmp_path / "two", options(box_weight=0.0), other)
+    text = "The square is there."
+    assert judged(first, (0, text))[0].worth - judged(second, (0, text))[0].worth > 1
+
+
+def test_between_stops_only_the_answers_likelihood_is_a_guess(toy_base: Path, encoder: Any, tmp_path: Path) -> None:
+    text = "I see a red square and, beside it, another one that is blue."
+    exact, coarse = (
+        judged(trainer_of(toy_base, encoder, tmp_path / str(stride), options(reward_stride=stride, box_weight=0.0)),
+               (0, text))[0]
+        for stride in (1, 5)
+    )  # fmt: skip
+    apart = (exact.log_reward - coarse.log_reward).abs()
+    assert apart[::5].max() < 1e-3
+    assert apart[-1] < 1e-3
+    assert apart.max() > 1e-2
+
+
+def test_who_points_elsewhere_or_nowhere_is_worth_less(toy_base: Path, encoder: Any, tmp_path: Path) -> None:
+    trainer = trainer_of(toy_base, encoder, tmp_path, options())
+    plain = trainer_of(toy_base, encoder, tmp_path / "plain", options(box_weight=0.0))
+    sample = trainer.questions.sample(1)
+    label, (box,) = sample.evidence[0].label, sample.evidence[0].boxes
+    frame = sample.frame(trainer.spec)
+    from vcot.grounding import Box, Mention, Trace
+    from vcot.grounding.tags import render
+
+    away = Box(0, 0, 10, 10) if box.x1 > 20 else Box(sample.image.width - 10, sample.image.height - 10, sample.image.width, sample.image.height)  # fmt: skip  # noqa: E501
+    texts = [render(Trace(("The ", Mention(label, (where,)), " is there.")), frame) for where in (box, away)]
+    texts.append(f"The {label} is there.")
+    lost = [
+        before.worth - with_boxes.worth
+        for before, with_boxes in zip(
+            judged(plain, *[(1, t) for t in texts]), judged(trainer, *[(1, t) for t in texts]), strict=True
+        )
+    ]
+    assert lost[0] < lost[1] - 1
+    assert lost[1] <= -math.log(0.01) + 1e-3
+    assert lost[2] == pytest.approx(-math.log(0.01), abs=1e-3)
+
+
+def test_what_is_impossible_is_worth_a_bounded_nothing_and_counted(
+    toy_base: Path, encoder: Any, tmp_path: Path
+) -> None:
+    from vcot.models.branches import Scored
+    from vcot.training.gfn import LEAST
+    from vcot.training.replay import Trajectory
+
+    trainer = trainer_of(toy_base, encoder, tmp_path, options(reward_stride=1, box_weight=0.0))
+    tokens, ends = torch.tensor([[-1.0, -math.inf]]), torch.tensor([[-1.0, -1.0, -1.0]])
+    never = Scored(tokens, ends, torch.zeros(1, 3), [[-1.0, -math.inf, -1.0]])
+    one = trainer._reward(Trajectory(0, (5, 6), torch.zeros(0)), never, 0)
+    assert one.log_reward.tolist() == [-2.0, LEAST, LEAST]
+
+
+def test_too_short_rationales_are_worth_nothing(toy_base: Path, encoder: Any, tmp_path: Path) -> None:
+    text = "The square is there."
+    usual, long = (
+        judged(trainer_of(toy_base, encoder, tmp_path / str(least), options(min_rationale_length=least)), (0, text))[0]
+        for least in (0, 3)
+    )
+    assert (usual.log_reward - long.log_reward).tolist() == pytest.approx([99.0] * 3 + [0] * (len(usual.ids) - 2))
+
+
+# --- what is refused -----------------------------------------------------------------------------------------
+
+
+def test_examples_without_the_role_are_refused(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no end of its own; make them with tokenize --roles rationale"):
+        learn(toy_base, toy_encoder, tmp_path, asked=questions(toy_encoder, tmp_path / "q"))
+
+
+def test_what_does_not_fit_is_refused_with_the_number_that_would(toy_base: Path, encoder: Any, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--batch-tokens=90 has no room .* together, \d+ tokens; give \d+ or more"):
+        learn(toy_base, encoder, tmp_path, batch_tokens=90)
+    with pytest.raises(SettingsError, match=r"--max-completion-length=9999999 .* and this base reads \d+; give less"):
+        learn(toy_base, encoder, tmp_path, options(max_completion_length=9999999), batch_tokens=99999999)
+
+
+def test_answers_longer_than_a_reply_are_counted_and_stop_it(toy_base: Path, encoder: Any, tmp_path: Path) -> None:
+    samples = [drawn(n)[0].model_copy(update={"answers": ("far " * 40,)}) for n in range(COUNT)]
+    with pytest.raises(InputError, match=r"the answer of train-\d has \d+ tokens, --max-completion-length"):
+        learn(toy_base, encoder, tmp_path, asked=questions(encoder, tmp_path / "q", samples))
+
+
+def test_one_rationale_for_everything_stops_it() -> None:
+    from transformers import TrainerState
+
+    from vcot.training.guards import STEPS, Guards
+
+    guards, state = Guards(options()), TrainerState()
+    usual = {"boxes": 1.0, "malformed": 0.0, "cut_off": 0.0, "entropy": 0.3, "kl": 0.1, "distinct": 0.9}
+    for step in range(2 * STEPS):
+        state.global_step = step + 1
+        state.log_history.append(usual | ({"distinct": 0.2} if step >= STEPS else {}) | {"step": step + 1})
+        if step < 2 * STEPS - 1:
+            guards.on_log(None, state, None)
+    with pytest.raises(
+        GateFailed, match=r"distinct rationales, as a share of those drawn: 0\.2, less than --min-distinct"
+    ):
+        guards.on_log(None, state, None)
+
+
+def test_settings_that_have_no_meaning_together_are_refused() -> None:
+    from vcot.training.config import disagreements
+
+    full = config(tune="full", gradient_checkpointing="on")
+    found = "\n".join(disagreements(full, options()))
+    assert "--tune full with --method gfn: rewards are what the model finds likely without its adapters" in found
+    assert "--gradient-checkpointing on with --method gfn" in found
+    assert "log-rewards are below 0" in "\n".join(options(tolerance_start=0.5).faults())
+    assert "leaves nothing of --max-completion-length=24" in "\n".join(options(min_rationale_length=24).faults())
