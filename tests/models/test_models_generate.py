@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.toy import drawn
+from tests.training.toy import drawn, encoder_of
+from vcot.models import generation
 from vcot.models.decoding import Decoding
 from vcot.models.generation import Generated, generate
 from vcot.models.loading import load_base
@@ -125,6 +126,100 @@ def test_a_draw_ends_at_its_own_end_token_and_not_with_the_batch(model: Any, toy
         assert part.ids == whole.ids[:length]
         assert part.logprobs == pytest.approx(whole.logprobs[:length], abs=1e-5)
     assert len(cut[0].ids) <= 3
+
+
+# --- a rationale that is a turn of its own -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def encoder(toy_base: Path) -> Any:
+    return encoder_of(toy_base, roles=("rationale",))
+
+
+def continued(batch: dict[str, Any], more: list[int]) -> dict[str, Any]:
+    """A prompt and what was said after it."""
+    wider = {"input_ids": torch.tensor([more]), "attention_mask": torch.ones(1, len(more), dtype=torch.long)}
+    wider["mm_token_type_ids"] = torch.zeros_like(wider["input_ids"])
+    return batch | {name: torch.cat([batch[name], each], dim=1) for name, each in wider.items()}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_behind_a_rationale_what_leads_to_the_answer_is_put_and_the_reply_goes_on(
+    model: Any, encoder: Any, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held against two plain generations, with what is put between them, by the numbers of one draw."""
+    samples = 6 if temperature else 1
+    decoding, between = Decoding(24, temperature, samples=samples, seed=5), encoder.between
+    numbers, noise = [1, 2, 3], generation._noise
+    first = [draw.ids for draws in generate(model, prompts(encoder, [1]), decoding, eos_token_ids=()) for draw in draws]
+    ends = (first[0][4], first[-1][9])  # whatever is said soon
+    found = generate(model, prompts(encoder, numbers), decoding, eos_token_ids=ends, between=between)
+    seen = set()
+    for number, draws in zip(numbers, found, strict=True):
+        batch = prompts(encoder, [number])
+        [prompt] = generation._prompts(model, batch)
+        for draw, whole in enumerate(draws):
+
+            def said(batch: dict[str, Any], used: int, draw: int = draw, prompt: Any = prompt) -> Generated:
+                monkeypatch.setattr(generation, "_noise", lambda *_: noise(prompt, decoding)[draw : draw + 1, used:])
+                once = Decoding(24 - used, temperature)
+                [[one]] = generate(model, batch, once, eos_token_ids=ends)
+                monkeypatch.undo()
+                return one
+
+            rationale = said(batch, 0)
+            expected, likely, ended = rationale.ids, rationale.logprobs, rationale.ended
+            if expected[-1] == ends[0]:
+                expected = [*expected, *between][:24]
+                likely, ended = [*likely, *[0.0] * (len(expected) - len(likely))], False
+                if len(expected) < 24:
+                    answer = said(continued(batch, expected), len(expected))
+                    expected, likely, ended = expected + answer.ids, likely + answer.logprobs, answer.ended
+            assert whole.ids == expected
+            assert whole.logprobs == pytest.approx(likely, abs=1e-4)
+            assert whole.ended == ended
+            put = generation.put_there(whole.ids, ends, between)
+            assert tuple(whole.ids[put.start : put.stop]) == between[: len(put)]
+            seen.add((len(put), ended))
+    assert (len(between), True) in seen or not temperature
+    assert len(seen) > 1 or not temperature
+
+
+def test_a_reply_that_ends_with_its_rationale_is_cut_off(model: Any, encoder: Any) -> None:
+    batch = prompts(encoder, [1])
+    [[plain]] = generate(model, batch, Decoding(8), eos_token_ids=())
+    place = next(place for place in range(2, 8) if plain.ids[place] not in plain.ids[:place])
+    end = (plain.ids[place],)
+    for more, put in ((1, 0), (3, 2)):
+        [[cut]] = generate(model, batch, Decoding(place + more), eos_token_ids=end, between=encoder.between)
+        assert cut.ids == [*plain.ids[: place + 1], *encoder.between[:put]]
+        assert not cut.ended
+        assert len(generation.put_there(cut.ids, end, encoder.between)) == put
+
+
+def test_a_prompt_that_is_past_its_rationale_goes_on_as_any_other(model: Any, encoder: Any, toy_base: Path) -> None:
+    """Asked for the answer alone, or with a rationale that was given."""
+    sample, data = drawn(1)
+    images = [[decode(data, sample.id).pixels]]
+    direct = encoder.prompts([sample], images, rationales=[False])
+    assert (direct["input_ids"] == encoder_of(toy_base).prompts([sample], images)["input_ids"]).all()
+    given = encoder.prompts([sample], images, prefixes=["It is there.\nAnswer:"])
+    begun = encoder.said("It is there.\nAnswer:")
+    assert given["input_ids"][0].tolist()[-len(begun) :] == begun
+    end, head = encoder.eos_token_ids[0], model.get_output_embeddings().weight
+    kept = head[end].clone()
+    for batch in (direct, given):
+        [[whole]] = generate(model, batch, GREEDY, eos_token_ids=())
+        with torch.no_grad():
+            head[end] = head[whole.ids[3]] * 1.01  # the end of a turn is said where its fourth token was
+            try:
+                plain = generate(model, batch, GREEDY, eos_token_ids=(end,))
+                assert plain == generate(model, batch, GREEDY, eos_token_ids=(end,), between=encoder.between)
+            finally:
+                head[end] = kept
+        [[cut]] = plain
+        assert cut.ended
+        assert len(cut.ids) < len(whole.ids)
 
 
 def test_decodings_that_make_no_sense_are_refused() -> None:

@@ -60,7 +60,8 @@ def test_the_rationale_and_its_end_are_learned_and_what_leads_to_the_answer_is_n
     assert text == [f"{REASONING}<|im_end|>", "Answer: top left<|im_end|>\n"]
     assert processor.tokenizer.decode(list(found.ids)) == (
         f"{SYSTEM}<|im_start|>user\n<|vision_start|>{'<|image_pad|>' * 12}<|vision_end|>"
-        f"Where is the red disc?<|im_end|>\n<|im_start|>rationale\n{REASONING}<|im_end|>\n<|im_start|>assistant\nAnswer: top left<|im_end|>\n"
+        f"Where is the red disc?<|im_end|>\n<|im_start|>rationale\n"
+        f"{REASONING}<|im_end|>\n<|im_start|>assistant\nAnswer: top left<|im_end|>\n"
     )
     assert coder.between == ids_of(processor, "\n<|im_start|>assistant\n")
     (first, end), (answer, _) = learned_replies(found.labels)

@@ -45,11 +45,11 @@ def toy_encoder(toy_base: Path) -> Any:
     return encoder_of(toy_base)
 
 
-def encoder_of(base: Path, mode: Any = "multimodal") -> Any:
+def encoder_of(base: Path, mode: Any = "multimodal", roles: Any = ()) -> Any:
     from vcot.tokens import Encoder, contract_of, load_processor
 
     processor = load_processor(base, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
-    return Encoder(processor, contract_of(processor, mode=mode, frame="thousandths", max_length=512))
+    return Encoder(processor, contract_of(processor, mode=mode, frame="thousandths", max_length=512, roles=roles))
 
 
 def drawn(number: int, split: Any = "train", alternatives: int = 2, size: tuple[int, int] | None = None) -> Any:

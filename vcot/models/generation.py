@@ -35,16 +35,19 @@ class Generated(NamedTuple):
 
     ids: its tokens, with the end token where it ended by itself, without padding.
     logprobs: of each of them, natural logarithm, under the model's own distribution (temperature 1, nothing cut off),
-        at whatever temperature it was drawn.
+        at whatever temperature it was drawn; 0 of those that were put there.
+    ended: it came to its end, and was not cut off.
     """
 
     ids: list[int]
     logprobs: list[float]
+    ended: bool
 
 
 def generate(
-    model: Any, batch: Mapping[str, Tensor], decoding: Decoding, *, eos_token_ids: Sequence[int]
-) -> list[list[Generated]]:
+    model: Any, batch: Mapping[str, Tensor], decoding: Decoding, *, eos_token_ids: Sequence[int],
+    between: Sequence[int] = (),
+) -> list[list[Generated]]:  # fmt: skip
     """Continues each prompt, token by token.
 
     Whatever the base's generation_config.json asks for, no repetition penalty (it punishes digits that were used
@@ -57,6 +60,9 @@ def generate(
         batch: as `Encoder.prompts` makes it: input_ids, attention_mask, mm_token_type_ids [B, T], padded on the
             left; pixel_values and image_grid_thw where there are images.
         eos_token_ids: a reply ends at the first of these.
+        between: of a model whose rationale is a turn of its own (`Encoder.between`): what is put behind the end of that
+            turn, the first of `eos_token_ids`, before the reply goes on to its next end. It counts among the new
+            tokens. A prompt whose last turn has begun with it is already past it.
 
     Returns:
         Per prompt its draws, `decoding.samples` of them.
@@ -76,6 +82,10 @@ def generate(
         logprobs = torch.zeros(ids.shape, device=device)
         computed = torch.arange(len(rows), device=device)  # which replies the rows of the batch are
         going_on = torch.ones(len(rows), dtype=torch.bool, device=device)  # which of these have not ended
+        opens = [bool(between) and _in_rationale(prompt.ids, eos_token_ids[0], between) for prompt in prompts]
+        put = torch.tensor(list(between), dtype=torch.long, device=device)
+        # Of each reply: 0 in its rationale, n where the n-th token between comes next, more than there are after them.
+        turn = torch.tensor([0 if one else len(put) + 1 for one in opens], device=device).repeat_interleave(samples)
         for place in range(decoding.max_new_tokens):
             if place:
                 logits = prefix.extend(ids[computed, place - 1, None])[:, -1].float()
@@ -83,22 +93,48 @@ def generate(
                 chosen = logits.argmax(-1)
             else:
                 chosen = _drawn(logits / decoding.temperature, noise[computed, place])
+            ended = torch.isin(chosen, ends)
+            if between:
+                at = turn[computed]
+                given = (at > 0) & (at <= len(put))
+                chosen = torch.where(given, put[(at - 1).clamp(0, len(put) - 1)], chosen)
+                closes = (at == 0) & (chosen == ends[0])
+                turn[computed] = at + (given | closes)
+                ended &= ~(given | closes)
             ids[computed, place] = chosen
             # One step's distribution at a time: those of all steps would be gigabytes.
-            logprobs[computed, place] = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
-            going_on &= ~torch.isin(chosen, ends)
+            likely = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+            logprobs[computed, place] = likely.masked_fill(given, 0.0) if between else likely
+            going_on &= ~ended
             left = int(going_on.sum())
             if not left:
                 break
             if left <= COMPUTED * len(going_on):
                 prefix.select(going_on.nonzero()[:, 0])
                 computed, going_on = computed[going_on], going_on[going_on]
-    replies = []
-    for row, likely in zip(ids[:, : place + 1].tolist(), logprobs[:, : place + 1].tolist(), strict=True):
+    replies, made = [], zip(ids[:, : place + 1].tolist(), logprobs[:, : place + 1].tolist(), strict=True)
+    for number, (row, own) in enumerate(made):
         # A row that has ended may be computed for a while; what it says then is cut off, and no other row sees it.
-        length = next((place + 1 for place, token in enumerate(row) if token in eos_token_ids), len(row))
-        replies.append(Generated(row[:length], likely[:length]))
+        after = put_there(row, eos_token_ids, between).stop if opens[number // samples] else 0
+        end = next((at for at in range(after, len(row)) if row[at] in eos_token_ids), None)
+        length = len(row) if end is None else end + 1
+        replies.append(Generated(row[:length], own[:length], end is not None))
     return [replies[start : start + samples] for start in range(0, len(replies), samples)]
+
+
+def put_there(ids: Sequence[int], eos_token_ids: Sequence[int], between: Sequence[int]) -> range:
+    """Places of the tokens of a reply that `generate` has put between its rationale and its answer; none where its
+    first end is not that of a rationale, or nothing follows it."""
+    end = next((place for place, token in enumerate(ids) if token in eos_token_ids), None)
+    if end is None or not between or ids[end] != eos_token_ids[0]:
+        return range(0)
+    return range(end + 1, min(end + 1 + len(between), len(ids)))
+
+
+def _in_rationale(prompt: Sequence[int], end: int, between: Sequence[int]) -> bool:
+    """Whether a reply to it begins with its rationale, or goes on with one."""
+    last = max((place for place, token in enumerate(prompt) if token == end), default=-1)
+    return list(prompt[last + 1 : last + 1 + len(between)]) != list(between)
 
 
 def score_continuations(

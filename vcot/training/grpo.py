@@ -40,7 +40,7 @@ from vcot import logging
 from vcot.errors import InputError, SettingsError
 from vcot.grounding import parse, split_answer
 from vcot.models.decoding import Decoding
-from vcot.models.generation import Generated, generate
+from vcot.models.generation import Generated, generate, put_there
 from vcot.models.loading import whole_model
 from vcot.models.loss import needs_vision
 from vcot.records import Sample
@@ -218,7 +218,7 @@ class RewardedTrainer(Checkpointed, GRPOTrainer):  # type: ignore[misc]  # the l
             rollouts = [
                 Rollout(
                     step=step, sample=sample.id, draw=draw, text=text[draw], tokens=len(one.ids), limit=limit,
-                    ended=one.ids[-1] in self.encoder.eos_token_ids, measured=next(measured),
+                    ended=one.ended, measured=next(measured),
                 )
                 for draw, one in enumerate(said)
             ]  # fmt: skip
@@ -290,11 +290,22 @@ class RewardedTrainer(Checkpointed, GRPOTrainer):  # type: ignore[misc]  # the l
         """TRL's `rollout_func`: what was drawn already."""
         prompts_ids = [self.questions.item(group.question)["ids"].tolist() for group in self._groups]
         each = [(ids, one) for ids, group in zip(prompts_ids, self._groups, strict=True) for one in group.said]
-        return {
+        found = {
             "prompt_ids": [ids for ids, _ in each],
             "completion_ids": [one.ids for _, one in each],
             "logprobs": [one.logprobs for _, one in each],
         }
+        if self.encoder.between:  # what was put behind a rationale, no model has said
+            found["env_mask"] = [self._said_by_it(one) for _, one in each]
+        return found
+
+    def _said_by_it(self, one: Generated) -> list[int]:
+        """Of each token 1, or 0 where it teaches nothing."""
+        if self.mask_truncated_completions and not one.ended:
+            # Cut off at the very end of its rationale, its last token is an end, and TRL would take it for whole.
+            return [0] * len(one.ids)
+        put = put_there(one.ids, self.encoder.eos_token_ids, self.encoder.between)
+        return [int(place not in put) for place in range(len(one.ids))]
 
     def _count(self, everyones: Sequence[tuple[int, Rollout]], teaches: Sequence[bool]) -> None:
         """What the guards look at, and what TRL does not log of rewards; of all ranks, or one would stop for what is
@@ -399,6 +410,11 @@ def learn_from_rewards(
         raise SettingsError(
             f"--questions-per-step={options.questions_per_step} cannot be divided among {ranks} GPUs; give a multiple"
         )
+    if options.rollouts == "vllm" and encoder.between:
+        raise SettingsError(
+            "--rollouts=vllm: in the examples the rationale is a turn of its own (tokenize --roles rationale), and the "
+            "server would end each reply with the rationale, before the answer; give --rollouts transformers"
+        )
     rounds = math.ceil(config.num_train_epochs * len(questions) / options.questions_per_step)
     steps = config.max_steps or rounds * options.num_iterations
     rewards = weighed(options.rewards)
@@ -432,7 +448,9 @@ def learn_from_rewards(
     else:
         if any(one.name == "necessity" for one in rewards):
             measures = {**measures, "necessity": Necessity(encoder, questions, at_once)}
-        draw: Draw = partial(drawn_here, questions, encoder.eos_token_ids, options.generation_batch_size)
+        draw: Draw = partial(
+            drawn_here, questions, encoder.eos_token_ids, options.generation_batch_size, between=encoder.between
+        )  # fmt: skip
         served = None
         if options.rollouts == "vllm":
             # On this pod's own address each pod has a server of its own; else all have one.
@@ -470,13 +488,16 @@ def learn_from_rewards(
 
 
 def drawn_here(
-    questions: Questions, ends: Sequence[int], at_once: int, model: Any, numbers: Sequence[int], decoding: Decoding
-) -> list[list[Generated]]:
+    questions: Questions, ends: Sequence[int], at_once: int, model: Any, numbers: Sequence[int], decoding: Decoding, *,
+    between: Sequence[int] = (),
+) -> list[list[Generated]]:  # fmt: skip
     """Replies by the model that learns, to so many questions together as give `at_once` of them (one at least)."""
     size = max(at_once // decoding.samples, 1)
     parts = [numbers[first : first + size] for first in range(0, len(numbers), size)]
     return [
-        replies for part in parts for replies in generate(model, questions.prompts(part), decoding, eos_token_ids=ends)
+        replies
+        for part in parts
+        for replies in generate(model, questions.prompts(part), decoding, eos_token_ids=ends, between=between)
     ]
 
 

@@ -222,7 +222,8 @@ class ServedModel:
                 f"--vllm-url={self.url}: a reply of {len(ids or ())} token ids has {len(content or ())} "
                 "log-probabilities; it should be vLLM 0.11 or later, with --logprobs-mode processed_logprobs"
             )
-        return Generated(list(ids), [float(one["logprob"]) for one in content])
+        ended = ids[-1] in self.encoder.eos_token_ids
+        return Generated(list(ids), [float(one["logprob"]) for one in content], ended)
 
     # --- the way there -------------------------------------------------------------------------------
 
