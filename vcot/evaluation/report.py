@@ -6,7 +6,7 @@ Everything a reader sees (the page, the table, the gates) is made from this dict
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from vcot.evaluation.probe import probes, verdict
 from vcot.evaluation.runner import NOT_ANNOTATED, Baselines, Reply, guesses, subject
 from vcot.evaluation.selection import selection
 from vcot.evaluation.suites import tables
+from vcot.evaluation.voting import USUAL
 from vcot.grounding import Frame
 from vcot.records import Sample, Score
 from vcot.reports.rendering import plural
@@ -194,13 +195,15 @@ def gather(
 
 def build(
     evidence: Evidence, *, split: str, seed: int, made_with: Mapping[str, Any],
-    seconds: Mapping[Way, float] | None = None, can_score: bool = True, suites: Sequence[Mapping[str, Any]] = (),
+    seconds: Mapping[Way, float] | None = None, can_score: bool = True, measures: Collection[str] = USUAL,
+    suites: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """The report, ready for JSON.
 
     Args:
         seconds: of a reply by way, of the subject to real images, where any was not taken from the cache.
         can_score: the subject says how likely it finds a given answer.
+        measures: ways of choosing among several replies (vcot.evaluation.voting).
         suites: tables of benchmarks (vcot.evaluation.suites.tables).
     """
     pairs = [pair for pair in PAIRS.values() if all(one in evidence.replies for one in pair)]
@@ -238,7 +241,7 @@ def build(
     }
     greedy = {way: evidence.ways[way]["real"] for way in evidence.draws}
     report["selection"], report["calibration"] = selection(
-        evidence.samples, evidence.draws, greedy, can_score=can_score, seed=seed
+        evidence.samples, evidence.draws, greedy, can_score=can_score, seed=seed, measures=measures
     )
     report["verdict"] = summarise(report)
     return report

@@ -60,7 +60,7 @@ def _draw(reply: Reply) -> Draw:
 def selection(
     samples: Sequence[Sample], draws: Mapping[Way, Sequence[Sequence[Reply]]],
     greedy: Mapping[Way, Sequence[Reply | None]], *, can_score: bool = True, seed: int = 0,
-    measures: Collection[Measure] = USUAL,
+    measures: Collection[str] = USUAL,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:  # fmt: skip
     """What the report holds of each way that was asked several times: `selection` and `calibration`.
 

@@ -125,7 +125,7 @@ def _same(one: Answer, other: Answer, choices: Sequence[str] | None) -> bool:
 
 
 def select(
-    question: Question, n: int | None = None, *, temperature: float = 1.0, measures: Collection[Measure] = USUAL
+    question: Question, n: int | None = None, *, temperature: float = 1.0, measures: Collection[str] = USUAL
 ) -> Selection:
     """The choice of each method among the first n draws (None: all). Of equals, the one that was drawn first wins.
 
@@ -299,7 +299,7 @@ def sizes_up_to(most: int) -> list[int]:
 
 def by_samples(
     questions: Sequence[Question], sizes: Sequence[int] | None = None, *, temperature: float = 1.0,
-    measures: Collection[Measure] = USUAL,
+    measures: Collection[str] = USUAL,
 ) -> list[Point]:  # fmt: skip
     """At N draws per question, for each N of `sizes`: 1, 2, 4, … and all, unless they are given."""
     most = max((len(question.draws) for question in questions), default=0)
@@ -312,7 +312,7 @@ def by_samples(
 
 def by_budget(
     questions: Sequence[Question], budgets: Sequence[int], *, temperature: float = 1.0,
-    measures: Collection[Measure] = USUAL,
+    measures: Collection[str] = USUAL,
 ) -> list[Point]:  # fmt: skip
     """At equal budgets of generated tokens per question: draws are taken in order while they fit.
 
@@ -327,7 +327,7 @@ def by_budget(
 
 def _point(
     questions: Sequence[Question], taken: Sequence[int], limit: int, budget: int | None, temperature: float,
-    measures: Collection[Measure],
+    measures: Collection[str],
 ) -> Point:  # fmt: skip
     right: dict[Measure, tuple[bool, ...]] = {}
     missing: dict[Measure, str] = {}
