@@ -12,7 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcot.evaluation.voting import METHODS, Draw, Question, by_budget, by_samples, clusters, marginal, select
+from vcot.evaluation.voting import (
+    MEASURES,
+    METHODS,
+    USUAL,
+    Draw,
+    Question,
+    Scoring,
+    by_budget,
+    by_samples,
+    clusters,
+    lacot,
+    marginal,
+    scoring,
+    select,
+)
 from vcot.grounding import Box
 
 
@@ -62,7 +76,7 @@ def test_no_answer_never_wins_unless_there_is_no_other() -> None:
     found = select(Question(draws, answer_logprobs=[None, [-2.0], [-1.0], [-3.0]]))
     assert set(found.chosen.values()) == {3}
     assert found.agreement == 0.25
-    nothing = select(Question(draws[:3]))
+    nothing = select(Question(draws[:3]), measures=MEASURES)
     assert (nothing.chosen, nothing.agreement) == (dict.fromkeys(METHODS, 0), 0.0)
 
 
@@ -111,6 +125,80 @@ def test_the_marginal_counts_probabilities_and_not_their_logarithms() -> None:
         [math.log(0.45), math.log(0.2)]
     )
     assert marginal([[-math.inf, -1.0], [-math.inf, -1.0]]) == [-math.inf, -1.0]
+
+
+def lacot_by_two_loops(question: Question, n: int) -> int:
+    """As LaCoT's code does: a row for each draw's answer, equal ones side by side, a column for each rationale."""
+    draws, groups = question.draws[:n], clusters(question.draws, question.choices)
+    assert question.answer_logprobs is not None
+    assert question.answer_tokens is not None
+    means = []
+    for draw in draws:
+        row = []
+        for other, likely in zip(draws, question.answer_logprobs, strict=False):
+            column = next(c for c, group in enumerate(groups) if question.draws[group[0]].answer == draw.answer)
+            assert likely is not None
+            tokens = [*(other.logprobs or ())[: other.rationale_tokens], likely[column]]
+            row.append(math.fsum(tokens) / (len(tokens) - 1 + question.answer_tokens[column]))
+        means.append(sum(row) / len(row))
+    return means.index(max(means))
+
+
+def test_lacot_is_the_plain_double_loop() -> None:
+    dice = random.Random(1)
+    apart = 0
+    for _ in range(200):
+        answers = [dice.choice("abc") for _ in range(5)]
+        draws = [
+            Draw(answer, False, 9, [-dice.random() for _ in range(9)], rationale_tokens=dice.randint(1, 7))
+            for answer in answers
+        ]
+        found = list(dict.fromkeys(answers))
+        table = [[-9 * dice.random() for _ in found] for _ in draws]
+        question = Question(draws, answer_logprobs=table, answer_tokens=[dice.randint(1, 4) for _ in found])
+        for n in (1, 3, 5):
+            chosen = select(question, n, measures=("lacot", "marginal")).chosen
+            assert chosen["lacot"] == answers.index(answers[lacot_by_two_loops(question, n)])
+            apart += chosen["lacot"] != chosen["marginal"]
+    assert apart > 50
+
+
+def test_lacot_by_hand() -> None:
+    """Two rationales of 3 and 1 tokens, answers of 1 and 2 tokens."""
+    assert lacot([(-3.0, 3), (-1.0, 1)], [[-1.0, -2.0], [-3.0, -8.0]], [1, 2]) == pytest.approx(
+        [(-4 / 4 + -4 / 2) / 2, (-5 / 5 + -9 / 3) / 2]
+    )
+
+
+def test_lacot_without_counts_says_so_and_is_not_worked_out_unless_asked_for() -> None:
+    question = Question([draw("a"), draw("b")], answer_logprobs=[[-1.0, -2.0]] * 2)
+    assert select(question).chosen.keys() == {"majority", "cisc", "best_of_n", "marginal"}
+    found = select(question, measures=MEASURES)
+    assert found.missing == {"lacot": "the tokens of rationales and answers were not counted"}
+    (point, _) = by_samples([question], measures=MEASURES)
+    assert point.missing["lacot"].startswith("1 of 1 questions: the tokens of rationales")
+    assert point.scoring is None
+
+
+def test_only_the_measures_that_are_named_are_worked_out() -> None:
+    question = Question([draw("a"), draw("b")], greedy=draw("a"), answer_logprobs=[[-1.0, -2.0]] * 2)
+    assert by_samples([question])[0].right.keys() == {*USUAL}
+    (point, _) = by_samples([question], measures=("cisc", "oracle"))
+    assert point.right.keys() == {"cisc", "oracle"}
+
+
+def test_scoring_shares_what_lacot_computes_anew() -> None:
+    """Rationales of 10 and 20 tokens, answers a, b of 2 and 3, a question of 100, and a reply without an answer."""
+    draws = [
+        Draw("a", True, 12, [-1.0] * 12, 10), Draw(None, False, 5, [-1.0] * 5), Draw("b", False, 23, [-1.0] * 23, 20)
+    ]  # fmt: skip
+    question = Question(
+        draws, answer_logprobs=[[-1.0, -2.0], None, [-1.0, -2.0]], answer_tokens=[2, 3], prompt_tokens=100
+    )
+    assert scoring(question, 1) == (Scoring(2, 112), Scoring(1, 112))
+    assert scoring(question, 3) == (Scoring(6, 100 + 30 + 2 * 5), Scoring(4, 4 * 100 + 2 * 30 + 2 * 5))
+    points = by_samples([question, question], [1, 3])
+    assert [point.scoring for point in points] == [Scoring(4, 224), Scoring(12, 280)]
 
 
 def test_accuracy_at_equal_cost_by_hand() -> None:

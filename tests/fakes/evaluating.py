@@ -135,6 +135,9 @@ class FakeModel:
     def score(self, model: Any, prompts: Any, continuations: Any) -> list[list[list[float]]]:
         raise NotImplementedError
 
+    def token_count(self, text: str) -> int:
+        raise NotImplementedError
+
     @property
     def count(self) -> Counter[str]:
         return Counter(model for model, _, _ in self.asked)

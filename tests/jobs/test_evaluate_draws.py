@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +16,12 @@ from jobs.convert import ConvertSettings
 from jobs.convert import run as run_convert
 from jobs.evaluate import EvaluateSettings, run
 from vcot.answers import same
-from vcot.errors import Interrupted
+from vcot.errors import Interrupted, SettingsError
 from vcot.evaluation.models import ModelRunner
 from vcot.evaluation.runner import Reply, read_replies
 from vcot.grounding.tags import split_answer
-from vcot.records import Folder
-from vcot.records.shards import EVALUATE
+from vcot.records import Folder, read_samples
+from vcot.records.shards import CONVERT, EVALUATE
 from vcot.storage import Store, join
 
 ROOT = Path(__file__).parents[2]
@@ -213,9 +214,104 @@ def test_a_model_that_cannot_score_has_everything_but_the_marginal(samples_uri, 
     assert "Several replies: ground, of 4: greedy " in capsys.readouterr().out
 
 
+def test_lacot_is_its_double_loop_over_what_is_stored(one, samples_uri, capsys):
+    """Beside the first evaluation, whose replies it finds in the cache."""
+    run_uri = str(Path(one[0]).parent / "lacot")
+    report = evaluate(run_uri, samples_uri, ask="ground", vote="lacot,marginal,greedy")
+    last = report["selection"][0]["by_samples"][-1]
+    assert [*last["accuracy"]] == ["greedy", "lacot", "marginal"]
+    right, ended = [], 0
+    for _, draws in drawn(run_uri):
+        answers = [split_answer(each.score.text)[1] for each in draws]
+        columns: list[str] = []
+        for answer in filter(None, answers):
+            columns += [] if any(same(answer, [c]) for c in columns) else [answer]
+        best, chosen = -math.inf, draws[0]
+        for answer, each in zip(answers, draws, strict=True):
+            if answer is None:
+                assert (each.answer_tokens, each.rationale_tokens) == (None, None)
+                continue
+            column = next(i for i, c in enumerate(columns) if same(answer, [c]))
+            row = []
+            for other in draws:
+                if other.answer_logprobs is not None:
+                    rationale = other.completion.logprobs[: other.rationale_tokens]
+                    likely = sum(rationale) + other.answer_logprobs[column]
+                    row.append(likely / (len(rationale) + other.answer_tokens[column]))
+            if (mean := sum(row) / len(row)) > best + 1e-12:
+                best, chosen = mean, each
+            if each.completion.finish_reason == "stop" and columns[column] == answer:
+                assert each.rationale_tokens + each.answer_tokens[column] == each.completion.tokens_out
+                ended += 1
+        right.append(chosen.score.answer == "right")
+    assert ended >= ROWS
+    assert last["accuracy"]["lacot"]["value"] == pytest.approx(sum(right) / ROWS, abs=1e-6)
+    cost = last["cost"]
+    assert cost["lacot"] == cost["marginal"]
+    assert cost["lacot"]["scored"] < cost["lacot, as published"]["scored"]
+    assert cost["lacot, as published"]["passes"] <= DRAWS**2
+    assert (cost["greedy"]["passes"], cost["greedy"]["replies"]) == (0, 1)
+    said = capsys.readouterr().out
+    assert "4 replies" in said
+    assert "lacot, as published" in Path(run_uri, "evaluate", "report.html").read_text()
+
+
+def test_nothing_is_scored_for_ways_of_choosing_that_do_not_need_it(one, samples_uri, monkeypatch):
+    monkeypatch.setattr(ModelRunner, "score", None)
+    run_uri = str(Path(one[0]).parent / "unscored")
+    report = evaluate(run_uri, samples_uri, ask="ground", vote="best,majority")
+    last = report["selection"][0]["by_samples"][-1]
+    assert [*last["accuracy"]] == ["best_of_n", "majority"]
+    assert not last["difference"]
+    assert all(each.answer_logprobs is each.rationale_tokens is None for each in replies(run_uri))
+    whole = one[1]["selection"][0]["by_samples"][-1]["accuracy"]
+    assert last["accuracy"] == {name: whole[name] for name in ("best_of_n", "majority")}
+
+
+@pytest.mark.parametrize(
+    ("vote", "why"),
+    [
+        ("majorty", "no such way to choose: majorty; did you mean majority? There are greedy, majority, cisc, "),
+        ("greedy,marginals", "no such way to choose: marginals; did you mean marginal?"),
+        ("", "at least one way to choose is needed; there are greedy, "),
+    ],
+)
+def test_a_way_to_choose_that_there_is_not_is_refused(vote, why):
+    with pytest.raises(SettingsError, match=re.escape(why)):
+        EvaluateSettings.of({"run_uri": "runs/x", "vote": vote})
+
+
+def test_diversity_is_that_of_the_replies_and_the_known_routes(tmp_path, capsys):
+    convert: dict[str, Any] = {
+        "source": "scenes", "world": "routes", "side": 4, "steps": "2,3", "scenes": 16, "validation_share": 0.5,
+    }  # fmt: skip
+    run_convert(ConvertSettings(run_uri=str(tmp_path / "rows"), num_shards=1, **convert))
+    rows = str(tmp_path / "rows" / "convert")
+    report = evaluate(
+        str(tmp_path / "one"), rows, ask="ground,reason,direct", max_samples=6, max_new_tokens=32, vote="majority"
+    )
+    assert [way["way"] for way in report["diversity"]] == ["ground", "reason"]
+    way = report["diversity"][0]
+    found = list(drawn(str(tmp_path / "one")))
+    texts = [[split_answer(each.score.text)[0] for each in draws] for _, draws in found]
+    assert way["figures"]["distinct"]["count"] == 6 * DRAWS
+    assert way["figures"]["distinct_rationales"]["value"] <= sum(len(set(each)) for each in texts) / 6
+    assert way["figures"]["self_similarity"]["count"] == 6 * 6
+    marker = Folder(Store(), str(tmp_path / "rows"), CONVERT).marker()
+    assert marker is not None
+    asked = {one.score.sample for one, _ in found}
+    known = [len(each.reasoning) for each in read_samples(Store(), rows, marker) if each.id in asked]
+    assert way["figures"]["coverage"]["count"] == sum(known) >= 2 * 6
+    assert way["figures"]["coverage_of_many"]["count"] == sum(many for many in known if many >= 6)
+    assert [point["draws"] for point in way["by_draws"]] == [1, 2, 4]
+    assert sum(part["questions"] for part in way["by_metadata"]["steps"]) == 6
+    assert "how far 4 replies to a question differ" in capsys.readouterr().out
+    assert "How far do the replies differ?" in (tmp_path / "one" / "evaluate" / "report.html").read_text()
+
+
 def test_without_draws_nothing_is_said_of_them(samples_uri, tmp_path, capsys):
     report = evaluate(str(tmp_path / "one"), samples_uri, ask="ground", max_samples=2, samples=1)
-    assert report["selection"] == report["calibration"] == []
+    assert report["selection"] == report["calibration"] == report["diversity"] == []
     assert (
         "Several replies" not in capsys.readouterr().out + (tmp_path / "one" / "evaluate" / "report.html").read_text()
     )

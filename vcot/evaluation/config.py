@@ -7,9 +7,10 @@ from typing import Literal, Self, get_args
 from pydantic import BaseModel, field_validator, model_validator
 
 from vcot.answers import Synonyms
+from vcot.evaluation.voting import MEASURES, USUAL
 from vcot.grounding import FrameName
 from vcot.grounding.ways import LearnedWay
-from vcot.settings import DEVICE, CommaSeparated, Device, setting
+from vcot.settings import DEVICE, CommaSeparated, Device, nearest, setting
 
 Condition = Literal["real", "blank", "shuffled"]
 CONDITIONS: tuple[Condition, ...] = ("real", "blank", "shuffled")
@@ -74,6 +75,11 @@ class EvaluationConfig(BaseModel):
         1, "replies to each question that are drawn at random, beside the greedy one; 1: none", unit="replies", ge=1
     )
     temperature: float = setting(0.7, "of replies that are drawn", unit="0..2", gt=0, le=2)
+    vote: CommaSeparated = setting(
+        USUAL, "how one answer is chosen among several replies: greedy, majority, cisc, best_of_n (or best), marginal, "
+        "lacot, oracle; separated by commas; without marginal and lacot no answers are scored, which takes time; "
+        "default: all but lacot"
+    )  # fmt: skip
     max_new_tokens: int = setting(256, "longest reply; a longer one is judged as far as it goes", unit="tokens", ge=1)
     per_device_eval_batch_size: int = setting(
         128, "questions asked at once, at most; more is faster until memory is full", unit="questions", ge=1
@@ -158,6 +164,17 @@ class EvaluationConfig(BaseModel):
         if unknown := [name for name in value if name not in WAYS]:
             raise ValueError(f"no such way to ask: {', '.join(unknown)}; there are {', '.join(WAYS)}")
         return tuple(dict.fromkeys(value))
+
+    @field_validator("vote")
+    @classmethod
+    def _known_measures(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        named = ["best_of_n" if name == "best" else name for name in value]
+        if unknown := next((name for name in named if name not in MEASURES), None):
+            there = ", ".join(MEASURES)
+            raise ValueError(f"no such way to choose: {unknown}{nearest(unknown, MEASURES) or '.'} There are {there}")
+        if not named:
+            raise ValueError(f"at least one way to choose is needed; there are {', '.join(MEASURES)}")
+        return tuple(name for name in MEASURES if name in named)
 
     @field_validator("suite")
     @classmethod

@@ -299,6 +299,10 @@ class EndpointModel(Asking):
         """Raises SettingsError: endpoints score nothing."""
         self._refuse("score replies that are given to it")
 
+    def token_count(self, text: str) -> NoReturn:
+        """Raises SettingsError, as `score` does."""
+        self._refuse("count the tokens of a reply")
+
     def _refuse(self, what: str) -> NoReturn:
         raise SettingsError(
             f"--subject {self.address}#{self.name}: an endpoint cannot {what}; leave that out, or evaluate the "

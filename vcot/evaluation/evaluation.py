@@ -22,6 +22,7 @@ from vcot.evaluation.runner import Baselines, EvaluationRunner, partners, read_r
 from vcot.evaluation.sample_logs import sample_logs
 from vcot.evaluation.subjects import Subject, is_endpoint
 from vcot.evaluation.suites import suites_named, tables
+from vcot.evaluation.voting import SCORED
 from vcot.models.decoding import Decoding
 from vcot.records import Folder, RowCounts, Sample, read_samples
 from vcot.records.metadata import EvaluateShardMetadata
@@ -92,7 +93,7 @@ class Evaluation:
                 len(self.samples), self.models.names, self.ways, conditions, size,
                 config.samples if config.samples > 1 else 0, config.probe,
             ), cache_uri, Decoding(config.max_new_tokens, config.temperature, config.samples, config.seed),
-            Synonyms.of(config.synonyms), config.seed,
+            Synonyms.of(config.synonyms), config.seed, score_answers=any(name in config.vote for name in SCORED),
         )  # fmt: skip
 
     def _every(self) -> Iterator[Sample]:
@@ -145,7 +146,7 @@ class Evaluation:
             replies["viscot"], judge = self._judged(self.config.judge, replies["viscot"])
         report = build(
             evidence, split=split, seed=seed, made_with=made_with, seconds=by_way, can_score=self.models.can_score,
-            suites=tables.tables(replies, seed, judge),
+            measures=self.config.vote, suites=tables.tables(replies, seed, judge),
         )  # fmt: skip
         report["gates"] = judge_gates(report, self.config)
         html = page.html(report, page.examples(self.store, evidence, report, self.config.overlays, seed))

@@ -37,7 +37,7 @@ class Models(Protocol):
         names: which models there are, in the order in which they are asked.
         by_text: the subject was made without images, and is shown none.
         keeps_replies: it has a cache of its own.
-        can_score: it says how likely it finds what it is given to say; else `score` is not called.
+        can_score: it says how likely it finds what it is given to say; else `score` and `token_count` are not called.
         made_with: what a reader must know of them beside the scores.
     """
 
@@ -74,6 +74,9 @@ class Models(Protocol):
     ) -> list[list[list[float]]]:
         """Per prompt, per continuation, the natural log-probability of each of its tokens at temperature 1, the end of
         the reply among them. How the reply begins stands in the prompt's `prefix`."""
+
+    def token_count(self, text: str) -> int:
+        """Of a part of a reply, as `score` reads it; without the end of the reply."""
 
 
 # --- the form of a model that nobody has tuned -------------------------------------------------------------
@@ -298,6 +301,9 @@ class ModelRunner:
             batch = self.prepare([replace(prompt, prefix="") for prompt in questions])
             found += score_continuations(self._network(model), batch, ids, begun)
         return found
+
+    def token_count(self, text: str) -> int:
+        return len(self._encoder.said(text))
 
     def _together(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[slice]:
         """Which prompts are computed at once: one after another, while the rows of their continuations fit into what

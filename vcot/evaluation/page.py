@@ -23,6 +23,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vcot.evaluation import report as of_report
+from vcot.evaluation.diversity import COVERAGES, SEVERAL
+from vcot.evaluation.diversity import FIGURES as OF_DIVERSITY
 from vcot.evaluation.failures import CAUSES, cause
 from vcot.evaluation.metrics import METRICS
 from vcot.evaluation.report import DIFFERENCES, JUDGED, RESULTS, Evidence, before, both, figures_of, guess_name, value
@@ -61,9 +63,16 @@ def html(report: Mapping[str, Any], examples: Sequence[Shown] = ()) -> str:
         number=NUMBER, followed=any(card.steps for one in examples for card in one.cards),
         columns=COLUMNS, judged=JUDGED, metrics=METRICS, differences=DIFFERENCES, before=before, value=value,
         both=both, interval=of_report.interval, plural=plural, reasons=REASONS["evaluate"],
-        methods=MEASURES, causes=list(CAUSES), answers_by=answers_by_metadata(report),
+        methods=_measures(report.get("selection", ())), causes=list(CAUSES), answers_by=answers_by_metadata(report),
+        diversity_figures=OF_DIVERSITY, coverages=COVERAGES,
         suite_metrics=of_suites.METRICS,
     )  # fmt: skip
+
+
+def _measures(ways: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Those that were worked out, or would have been, and what they are."""
+    named = {name for way in ways for part in ("accuracy", "missing") for name in way["by_samples"][-1][part]}
+    return {name: meaning for name, meaning in MEASURES.items() if name in named}
 
 
 def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -326,9 +335,7 @@ def table(report: Mapping[str, Any]) -> Table:
                 tuned = row["key"] == "subject-real"
                 figures = [(name, row["figures"].get(name)) for name in HEADLINE]
                 cells = [both(name, figure, signed=signed) if figure else "" for name, figure in figures]
-                # Where a cell is too narrow it breaks before its interval.
-                cells = [cell.replace(" ", "\xa0").replace("\xa0(", " (") for cell in cells]
-                made.add_row(row["name"], *cells, style="bold" if tuned else style, end_section=tuned)
+                made.add_row(row["name"], *map(_breaking, cells), style="bold" if tuned else style, end_section=tuned)
         made.add_section()
     return made
 
@@ -340,14 +347,16 @@ def _of_draws(way: Mapping[str, Any]) -> str:
         for name in ("greedy", "majority", "marginal")
         if name in last["accuracy"]
     ]
-    return f"{way['way']}, of {way['draws']}: {', '.join(said)} right; all methods are on the page."
+    return f"{way['way']}, of {way['draws']}: {', '.join(said) or 'nothing chosen'} right; all methods are on the page."
 
 
 def further_tables(report: Mapping[str, Any]) -> list[Table]:
-    """Ways to ask side by side, where there were several; and each suite's."""
+    """Ways to ask side by side, where there were several; what several replies are worth; and each suite's."""
     return [
         *([_of_ways(report["ways"])] if len(report.get("ways", ())) > 1 else []),
         *(_answers_by(name, *each) for name, each in answers_by_metadata(report).items()),
+        *map(_of_selection, report.get("selection", ())),
+        *([_of_diversity(report["diversity"])] if report.get("diversity") else []),
         *(_of_suite(suite) for suite in report.get("suites", ())),
     ]
 
@@ -409,6 +418,60 @@ def _of_ways(ways: Sequence[Mapping[str, Any]]) -> Table:
         made.add_row(
             way["way"], *cells, f"{way['tokens_out']:.1f}", "" if way["seconds"] is None else f"{way['seconds']:.3f}"
         )
+    return made
+
+
+def _of_selection(way: Mapping[str, Any]) -> Table:
+    """Right answers of each way of choosing, by the number of replies, and at equal budgets of tokens."""
+    made = Table(
+        title=f"{way['way']}: answers right among the first replies, and among those that fit into as many tokens; "
+        "in brackets the 95 % interval",
+        title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
+    )  # fmt: skip
+    named = [name for name in MEASURES if name in way["by_samples"][-1]["accuracy"]]
+    made.add_column("", no_wrap=True)
+    for name in ("tokens", *named):
+        made.add_column(name.replace("_", " "), justify="right")
+    for unit, points in (("replies", way["by_samples"]), ("tokens", way["by_budget"])):
+        for point in points:
+            cells = [_breaking(both("answer_accuracy", point["accuracy"][name])) for name in named]
+            made.add_row(_counted(point["limit"], unit), f"{point['tokens']:,.0f}", *cells)
+        made.add_section()
+    return made
+
+
+def _counted(number: int, unit: str) -> str:
+    if unit == "tokens":
+        return f"≤ {number:,} tokens"
+    return plural(number, "reply", "replies")
+
+
+def _breaking(cell: str) -> str:
+    """Where a cell is too narrow it breaks before its interval."""
+    return cell.replace(" ", "\xa0").replace("\xa0(", " (")
+
+
+def _of_diversity(ways: Sequence[Mapping[str, Any]]) -> Table:
+    """How far the replies differ, and coverage by their number where reasonings are known."""
+    title = f"how far {ways[0]['draws']} replies to a question differ; in brackets the 95 % interval"
+    covered = any(way["figures"]["coverage"]["rows"] for way in ways)
+    shown = [name for name in OF_DIVERSITY if covered or name not in COVERAGES]
+    meaning = (
+        f"coverage: of the known reasonings of questions that have {SEVERAL} or more, those that a right reply gives"
+    )
+    made = Table(
+        title=title, caption=meaning if covered else None, title_justify="left", caption_justify="left",
+        title_style="bold", caption_style="none", box=box.SIMPLE_HEAD,
+    )  # fmt: skip
+    made.add_column("", no_wrap=True)
+    for name in shown:
+        made.add_column(OF_DIVERSITY[name].label, justify="right")
+    for way in ways:
+        made.add_row(way["way"], *(_breaking(both(name, way["figures"][name])) for name in shown))
+        for point in way["by_draws"][:-1] if covered else ():
+            cells = [_breaking(both(name, point[name])) if name in COVERAGES else "" for name in shown]
+            made.add_row(f"  first {_counted(point['draws'], 'replies')}", *cells, style="dim")
+        made.add_section()
     return made
 
 

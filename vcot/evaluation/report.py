@@ -6,19 +6,21 @@ Everything a reader sees (the page, the table, the gates) is made from this dict
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from vcot.errors import InputError
+from vcot.evaluation import diversity
 from vcot.evaluation.config import BOXED, CONDITIONS, PROBES, Condition, Probe, Way
 from vcot.evaluation.failures import failures
-from vcot.evaluation.metrics import METRICS, Figure, Measured, measure
+from vcot.evaluation.metrics import METRICS, Figure, Measured, Metric, measure
 from vcot.evaluation.probe import probes, verdict
 from vcot.evaluation.runner import NOT_ANNOTATED, Baselines, Reply, guesses, subject
 from vcot.evaluation.selection import selection
 from vcot.evaluation.suites import tables
+from vcot.evaluation.voting import USUAL
 from vcot.grounding import Frame
 from vcot.records import Sample, Score
 from vcot.reports.rendering import plural
@@ -194,13 +196,15 @@ def gather(
 
 def build(
     evidence: Evidence, *, split: str, seed: int, made_with: Mapping[str, Any],
-    seconds: Mapping[Way, float] | None = None, can_score: bool = True, suites: Sequence[Mapping[str, Any]] = (),
+    seconds: Mapping[Way, float] | None = None, can_score: bool = True, measures: Collection[str] = USUAL,
+    suites: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """The report, ready for JSON.
 
     Args:
         seconds: of a reply by way, of the subject to real images, where any was not taken from the cache.
         can_score: the subject says how likely it finds a given answer.
+        measures: ways of choosing among several replies (vcot.evaluation.voting).
         suites: tables of benchmarks (vcot.evaluation.suites.tables).
     """
     pairs = [pair for pair in PAIRS.values() if all(one in evidence.replies for one in pair)]
@@ -238,7 +242,10 @@ def build(
     }
     greedy = {way: evidence.ways[way]["real"] for way in evidence.draws}
     report["selection"], report["calibration"] = selection(
-        evidence.samples, evidence.draws, greedy, can_score=can_score, seed=seed
+        evidence.samples, evidence.draws, greedy, can_score=can_score, seed=seed, measures=measures
+    )
+    report["diversity"] = diversity.of_draws(
+        evidence.samples, evidence.draws, evidence.frame, _metadata(evidence.samples), seed=seed
     )
     report["verdict"] = summarise(report)
     return report
@@ -321,16 +328,20 @@ def _groups(evidence: Evidence, pairs: Sequence[tuple[str, str]], seed: int) -> 
     if len(set(questions)) > MOST_GROUPS:  # then how they begin: "how many …"
         questions = [" ".join(question.casefold().split()[:2]) + " …" for question in questions]
     kinds = [("question", questions), ("thing", [subject(sample, evidence.learned.labels) for sample in samples])]
-    for name in sorted({name for sample in samples for name in sample.metadata}):
-        said = [f"{name}: {sample.metadata.get(name, '–')}" for sample in samples]
-        if 1 < len(set(said)) <= MOST_GROUPS:
-            kinds.append(("metadata", said))
+    kinds += [("metadata", [f"{name}: {value}" for value in said]) for name, said in _metadata(samples).items()]
     groups: dict[tuple[int, ...], dict[str, Any]] = {}
     for kind, names in kinds:
         for name, chosen in _parts(names):
             groups.setdefault(chosen, {"question": None, "thing": None, "metadata": None})[kind] = name
     for chosen, group in groups.items():
         yield group | _group(evidence, chosen, pairs, seed)
+
+
+def _metadata(samples: Sequence[Sample]) -> dict[str, list[str]]:
+    """Name → its value for each sample, of those that part them into a few groups."""
+    names = sorted({name for sample in samples for name in sample.metadata})
+    found = {name: [str(sample.metadata.get(name, "–")) for sample in samples] for name in names}
+    return {name: said for name, said in found.items() if 1 < len(set(said)) <= MOST_GROUPS}
 
 
 def _parts(names: Sequence[str]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -398,9 +409,12 @@ def before(results: Mapping[str, Mapping[str, Any]], name: str) -> Any:
     return results[better_base({key: results[key][name]["value"] for key in BASES if key in results}, name)][name]
 
 
+_FIGURES: tuple[Mapping[str, Metric[Any]], ...] = (METRICS, diversity.FIGURES, tables.METRICS)
+
+
 def number(name: str, value: float, *, rows: int, signed: bool = False) -> str:
     """A figure's value: "76 %", "0.58"; with a sign for differences: "+70 points", "−0.05"."""
-    decimal = (METRICS.get(name) or tables.METRICS[name]).decimal
+    decimal = next(known[name].decimal for known in _FIGURES if name in known)
     digits = 2 if decimal else 1 if rows >= 1000 else 0
     size = round(value if decimal else 100 * value, digits)
     unit = "" if decimal else " points" if signed else " %"

@@ -77,6 +77,17 @@ class Reply(Record):
         description="of a draw: the natural logarithm of the probability of the answer of each cluster of the draws "
         "(in the order of vcot.evaluation.voting) after this draw's rationale, 5 decimals; left out where not known",
     )  # fmt: skip
+    answer_tokens: tuple[int, ...] | None = Field(
+        None, exclude_if=lambda counts: counts is None,
+        description="of a draw: how many tokens each of these answers has, the end of the reply among them; left out "
+        "by earlier versions",
+    )  # fmt: skip
+    rationale_tokens: int | None = Field(
+        None,
+        ge=0,
+        exclude_if=lambda count: count is None,
+        description="of a draw: how many tokens its reply has up to its answer; left out by earlier versions",
+    )
     probe: Probe | None = Field(
         None, exclude_if=lambda probe: probe is None,
         description="what was changed of the reasoning or the image before the model went on to its answer",
@@ -198,6 +209,7 @@ class EvaluationRunner:
     decoding: how replies are drawn, where that is at random; else only the longest reply counts.
     synonyms: labels that are one name when replies are judged.
     seed: of what a probe changes.
+    score_answers: of several replies, score every answer after every rationale (voting.SCORED).
     """
 
     store: Store
@@ -209,6 +221,7 @@ class EvaluationRunner:
     decoding: Decoding
     synonyms: Synonyms = NO_SYNONYMS
     seed: int = 0
+    score_answers: bool = True
 
     def run(self, writer: ShardWriter) -> EvaluateShardMetadata:
         """Asks one unit's questions; keeps a Reply per sample, or a Rejection where its image cannot be shown."""
@@ -220,13 +233,13 @@ class EvaluationRunner:
         questions = {index: self._question(index, unit.condition) for index in asked}
         begun = time.monotonic()
         said, answered_as, new = self._each_once(unit, questions)
-        tables = self._answer_logprobs(unit, said, questions)
+        scored = self._answer_logprobs(unit, said, questions)
         seconds = round(time.monotonic() - begun, 2)
         for index in asked:
             sample, asked_of = self.samples[index], answered_as[index]
             if asked_of not in said:  # of a probe: there was nothing to change
                 continue
-            replies, table = said[asked_of], tables.get(asked_of)
+            replies, table = said[asked_of], scored.get(asked_of)
             if isinstance(replies, ImageError):
                 reason = IMAGE_REASONS[replies.reason]
                 writer.reject(Rejection(id=sample.id, stage="evaluate", reason=reason, detail=str(replies)))
@@ -242,7 +255,7 @@ class EvaluationRunner:
                         condition=unit.condition,
                         draw=draw,
                         probe=unit.probe,
-                        answer_logprobs=table and table[draw - 1],
+                        **({} if table is None or (row := table[draw - 1]) is None else row._asdict()),
                         completion=completion,
                         score=judged,
                     )
@@ -355,10 +368,10 @@ class EvaluationRunner:
 
     def _answer_logprobs(
         self, unit: Unit, said: Mapping[int, list[Completion] | ImageError], questions: Mapping[int, str]
-    ) -> dict[int, Table]:
+    ) -> dict[int, list[Scored | None]]:
         """For each question, of each draw: how likely the model finds every answer that was drawn, after this draw's
         rationale. Kept in the cache as replies are."""
-        if not unit.draws or unit.way in UNSCORED or not self.models.can_score:
+        if not (unit.draws and self.score_answers and self.models.can_score) or unit.way in UNSCORED:
             return {}
         texts = {
             index: [as_reply(one.text, unit.way) for one in replies]
@@ -378,7 +391,15 @@ class EvaluationRunner:
                     continue
                 self._keep(uri, kept)
             found.update(zip(batch, kept, strict=True))
-        return found
+        return {index: self._counted(asked[index], table) for index, table in found.items()}
+
+    def _counted(self, asked: Rationales, table: Table) -> list[Scored | None]:
+        answers = tuple(self.models.token_count(answer) + 1 for answer in asked.answers)  # and the end of the reply
+        rationales = {prefix: self.models.token_count(prefix) for prefix in asked.distinct}
+        return [
+            None if row is None or prefix is None else Scored(row, answers, rationales[prefix])
+            for row, prefix in zip(table, asked.prefixes, strict=True)
+        ]
 
     def _score(self, unit: Unit, asked: Mapping[int, Rationales]) -> list[Table]:
         """Raises ImageError: an image cannot be read any more."""
@@ -459,6 +480,15 @@ class EvaluationRunner:
 
 Table = list[tuple[float, ...] | None]
 """[draws][clusters]: log-probabilities; None where a draw has no rationale that ends with an answer."""
+
+
+class Scored(NamedTuple):
+    """Of one draw, by the names of a Reply's fields."""
+
+    answer_logprobs: tuple[float, ...]
+    answer_tokens: tuple[int, ...]
+    rationale_tokens: int
+
 
 _REPLIES = TypeAdapter(list[Completion])
 _TABLES = TypeAdapter(list[tuple[FiniteFloat, ...] | None])

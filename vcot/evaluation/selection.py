@@ -7,7 +7,7 @@ Answers are compared, not boxes: a draw whose answer is accepted is right.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from vcot.evaluation.calibration import calibration
 from vcot.evaluation.config import Way
 from vcot.evaluation.metrics import measure
 from vcot.evaluation.rationales import UNSCORED
-from vcot.evaluation.voting import Draw, Measure, Point, Question, by_budget, by_samples, select
+from vcot.evaluation.voting import SCORED, USUAL, Draw, Measure, Point, Question, Scoring, by_budget, by_samples, select
 from vcot.grounding.tags import split_answer
 from vcot.records import Sample, Score
 
@@ -30,10 +30,14 @@ MEASURES: Mapping[Measure, str] = MappingProxyType(
         "cisc": "The same, each reply weighted by how likely the model found it.",
         "best_of_n": "The reply that the model found most likely, per token.",
         "marginal": "The answer that is most likely over the rationales of all replies; no tokens more are generated.",
+        "lacot": "The answer that is likeliest per token together with the rationale, on the mean over all rationales: "
+        "the score in LaCoT's code, with the answer drawn first for all that are equal to it.",
         "oracle": "Right if any reply is: no method can do better.",
     }
 )
 """In the order in which they are shown, and what they are."""
+PUBLISHED = "lacot, as published"
+"""Name of the cost of LaCoT's own code, which scores each pair anew."""
 NOT_SCORED = "this model does not say how likely it finds a given answer"
 
 
@@ -43,23 +47,27 @@ def question(sample: Sample, draws: Sequence[Reply], greedy: Reply | None) -> Qu
     return Question(
         [_draw(reply) for reply in draws], None if greedy is None else _draw(greedy), sample.choices,
         answer_logprobs=table if any(row is not None for row in table) else None,
+        answer_tokens=next((reply.answer_tokens for reply in draws if reply.answer_tokens is not None), None),
+        prompt_tokens=draws[0].completion.tokens_in,
     )  # fmt: skip
 
 
 def _draw(reply: Reply) -> Draw:
     answer, said = split_answer(reply.score.text)[1], reply.completion
-    return Draw(answer, reply.score.answer == "right", said.tokens_out, said.logprobs)
+    return Draw(answer, reply.score.answer == "right", said.tokens_out, said.logprobs, reply.rationale_tokens)
 
 
 def selection(
     samples: Sequence[Sample], draws: Mapping[Way, Sequence[Sequence[Reply]]],
     greedy: Mapping[Way, Sequence[Reply | None]], *, can_score: bool = True, seed: int = 0,
+    measures: Collection[str] = USUAL,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:  # fmt: skip
     """What the report holds of each way that was asked several times: `selection` and `calibration`.
 
     Args:
         draws, greedy: way → for each sample, in order, what was said. A sample without draws is left out.
         can_score: of the model, to say why there is no marginal.
+        measures: which to work out.
     """
     chosen, trusted = [], []
     for way, each in draws.items():
@@ -71,8 +79,10 @@ def selection(
         if not asked:
             continue
         questions, rows = [one for _, one in asked], [sample for sample, _ in asked]
-        why = {} if way not in UNSCORED and can_score else {"marginal": UNSCORED.get(way, NOT_SCORED)}
-        points = by_samples(questions)
+        why: dict[str, str] = {}
+        if way in UNSCORED or not can_score:
+            why |= dict.fromkeys(SCORED, UNSCORED.get(way, NOT_SCORED))
+        points = by_samples(questions, measures=measures)
         mean = points[-1].tokens / points[-1].draws
         budgets = sorted({math.ceil(point.limit * mean) for point in points})
         chosen.append(
@@ -81,7 +91,9 @@ def selection(
                 "questions": len(questions),
                 "draws": points[-1].limit,
                 "by_samples": [_point(rows, point, why, seed) for point in points],
-                "by_budget": [_point(rows, point, why, seed) for point in by_budget(questions, budgets)],
+                "by_budget": [
+                    _point(rows, point, why, seed) for point in by_budget(questions, budgets, measures=measures)
+                ],
             }
         )
         trusted.append({"way": way} | _calibration(rows, questions, seed))
@@ -106,7 +118,32 @@ def _point(rows: Sequence[Sample], point: Point, why: Mapping[str, str], seed: i
         "accuracy": {name: figures[of].to_dict() for name, figures in measured.figures.items()},
         "difference": {name: measured.differences[name, "greedy"][of].to_dict() for name, _ in pairs},
         "missing": {name: why.get(name, said) for name, said in point.missing.items()},
+        "cost": _costs(point, [*verdicts], count),
     }
+
+
+def _costs(point: Point, measures: Sequence[str], questions: int) -> dict[str, Any]:
+    """Measure → of a question: replies and tokens generated, and passes and tokens (of the question, the rationales and
+    the answers) to score answers; None where tokens were not counted."""
+
+    def cost(replies: float, generated: int | None, scored: Scoring | None) -> dict[str, Any]:
+        return {
+            "replies": round(replies / questions, 4),
+            "generated": None if generated is None else round(generated / questions, 2),
+            "passes": None if scored is None else round(scored.passes / questions, 2),
+            "scored": None if scored is None else round(scored.tokens / questions, 2),
+        }
+
+    none = Scoring(0, 0)
+    found = {
+        name: cost(questions, point.greedy_tokens, none)
+        if name == "greedy"
+        else cost(point.draws, point.tokens, point.scoring if name in SCORED else none)
+        for name in measures
+    }
+    if "lacot" in measures:
+        found[PUBLISHED] = cost(point.draws, point.tokens, point.published)
+    return found
 
 
 def _verdict(sample: Sample, right: bool) -> Score:

@@ -4,6 +4,8 @@
     cisc         the same, each draw weighted by how likely the model found it (Taubenfeld et al. 2025)
     best_of_n    the draw that the model found most likely, per token
     marginal     the answer that is most likely over all rationales: (1/N) Σ_i P(answer | question, rationale i)
+    lacot        the answer whose tokens and the rationale's, together, are likeliest per token on the mean over
+                 rationales: as LaCoT's code scores (Sun et al. 2025)
     greedy       the reply at temperature 0, which needs no draws
     oracle       right if any draw is: what the best choice could reach
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal, get_args
@@ -22,9 +24,15 @@ from typing import Literal, get_args
 from vcot import answers
 from vcot.grounding import Box, match_at
 
-Method = Literal["majority", "cisc", "best_of_n", "marginal"]
+Method = Literal["majority", "cisc", "best_of_n", "marginal", "lacot"]
 METHODS: tuple[Method, ...] = get_args(Method)
-Measure = Literal["majority", "cisc", "best_of_n", "marginal", "greedy", "oracle"]
+Measure = Literal["greedy", "majority", "cisc", "best_of_n", "marginal", "lacot", "oracle"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
+"""In the order in which they are shown."""
+USUAL: tuple[Measure, ...] = ("greedy", "majority", "cisc", "best_of_n", "marginal", "oracle")
+"""What is worked out unless others are named."""
+SCORED: tuple[Method, ...] = ("marginal", "lacot")
+"""Those that need every answer scored after every rationale."""
 
 BOX_THRESHOLD = 0.5
 """Two sets of boxes are one answer if they pair off completely at this IoU."""
@@ -38,13 +46,15 @@ class Draw:
     """One sampled reply (or the greedy one).
 
     answer: None where the reply comes to none. right: whether it is accepted. tokens: generated, what it cost.
-    logprobs: of each generated token, natural; None where the subject gives none.
+    logprobs: of each generated token, natural; None where the subject gives none. rationale_tokens: how many of them,
+    from the first, come before the answer; None where that was not counted.
     """
 
     answer: Answer | None
     right: bool
     tokens: int
     logprobs: Sequence[float] | None = None
+    rationale_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,12 +67,16 @@ class Question:
         choices: of a multiple-choice question; answers are compared as options then.
         answer_logprobs: [draws][clusters]: the log-probability of the answer of each cluster (of its first draw; order
             of `clusters`; answer tokens alone) after the rationale of each draw. None instead of a row: not scored.
+        answer_tokens: [clusters]: how many tokens each of these answers has.
+        prompt_tokens: of the question with its images.
     """
 
     draws: Sequence[Draw]
     greedy: Draw | None = None
     choices: Sequence[str] | None = None
     answer_logprobs: Sequence[Sequence[float] | None] | None = None
+    answer_tokens: Sequence[int] | None = None
+    prompt_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.answer_logprobs is not None and len(self.answer_logprobs) != len(self.draws):
@@ -110,9 +124,12 @@ def _same(one: Answer, other: Answer, choices: Sequence[str] | None) -> bool:
     return len(match_at(one, other, BOX_THRESHOLD).pairs) == len(one)
 
 
-def select(question: Question, n: int | None = None, *, temperature: float = 1.0) -> Selection:
+def select(
+    question: Question, n: int | None = None, *, temperature: float = 1.0, measures: Collection[str] = USUAL
+) -> Selection:
     """The choice of each method among the first n draws (None: all). Of equals, the one that was drawn first wins.
 
+    measures: which methods to work out; the majority always is.
     temperature: of the softmax over mean log-probabilities by which `cisc` weighs; low trusts the likeliest draws
         alone, high weighs all alike. (The paper puts the probabilities themselves into the softmax.)
     """
@@ -122,28 +139,49 @@ def select(question: Question, n: int | None = None, *, temperature: float = 1.0
     every = clusters(question.draws, question.choices)
     seen = {column: drawn for column, whole in enumerate(every) if (drawn := [i for i in whole if i < n])}
     if not seen:
-        return Selection(dict.fromkeys(METHODS, 0), {}, 0.0)
+        return Selection({method: 0 for method in METHODS if method in measures or method == "majority"}, {}, 0.0)
     draws, groups = question.draws[:n], list(seen.values())
     counts = [float(len(group)) for group in groups]
     chosen: dict[Method, int] = {"majority": groups[_first_best(counts)][0]}
     missing: dict[Method, str] = {}
     means = {i: math.fsum(given) / len(given) for group in groups for i in group if (given := draws[i].logprobs)}
-    if unknown := sum(map(len, groups)) - len(means):
-        said = f"{unknown} of {unknown + len(means)} replies came without log-probabilities"
-        missing |= {"cisc": said, "best_of_n": said}
+    unknown = sum(map(len, groups)) - len(means)
+    without = f"{unknown} of {unknown + len(means)} replies came without log-probabilities"
+    if unknown:
+        missing |= {"cisc": without, "best_of_n": without}
     else:
         weights = {i: math.exp((mean - max(means.values())) / temperature) for i, mean in means.items()}
         chosen["cisc"] = groups[_first_best([math.fsum(weights[i] for i in group) for group in groups])][0]
         chosen["best_of_n"] = min(means, key=lambda i: (-means[i], i))
 
-    if scored := [row for row in (question.answer_logprobs or ())[:n] if row is not None]:
-        if any(len(row) != len(every) for row in scored):
-            raise ValueError(f"answer_logprobs has one column for each cluster, which are {len(every)}")
-        likely = marginal([[row[column] for column in seen] for row in scored])
-        chosen["marginal"] = groups[_first_best(likely)][0]
+    scored = {i: row for i, row in enumerate((question.answer_logprobs or ())[:n]) if row is not None}
+    if any(len(row) != len(every) for row in scored.values()):
+        raise ValueError(f"answer_logprobs has one column for each cluster, which are {len(every)}")
+    table = [[row[column] for column in seen] for row in scored.values()]
+    if not scored:
+        missing |= dict.fromkeys(SCORED, "no answer was scored after the rationale of another reply")
     else:
-        missing["marginal"] = "no answer was scored after the rationale of another reply"
-    return Selection(chosen, missing, max(counts) / n)
+        chosen["marginal"] = groups[_first_best(marginal(table))][0]
+        if unknown:
+            missing["lacot"] = without
+        elif (counts_of := _token_counts(question, scored)) is None:
+            missing["lacot"] = "the tokens of rationales and answers were not counted"
+        else:
+            own = [(draws[i].logprobs or ())[:length] for i, length in zip(scored, counts_of[0], strict=True)]
+            rationales = [(math.fsum(each), len(each)) for each in own]
+            likely = lacot(rationales, table, [counts_of[1][column] for column in seen])
+            chosen["lacot"] = groups[_first_best(likely)][0]
+    return Selection(
+        {method: draw for method, draw in chosen.items() if method in measures or method == "majority"},
+        {method: why for method, why in missing.items() if method in measures},
+        max(counts) / n,
+    )
+
+
+def _token_counts(question: Question, rows: Collection[int]) -> tuple[list[int], Sequence[int]] | None:
+    """Of the rationales of these draws, and of the answer of each cluster; None where any was not counted."""
+    lengths = [length for i in rows if (length := question.draws[i].rationale_tokens) is not None]
+    return None if question.answer_tokens is None or len(lengths) < len(rows) else (lengths, question.answer_tokens)
 
 
 def marginal(scores: Sequence[Sequence[float]]) -> list[float]:
@@ -154,6 +192,30 @@ def marginal(scores: Sequence[Sequence[float]]) -> list[float]:
             rationale's, which are many more, its own likelihood would decide.
     """
     return [_logsumexp(column) - math.log(len(scores)) for column in zip(*scores, strict=True)]
+
+
+def lacot(
+    rationales: Sequence[tuple[float, int]], scores: Sequence[Sequence[float]], answer_tokens: Sequence[int]
+) -> list[float]:
+    """Of each answer j the mean over rationales i of S[j][i]: the mean log-probability of all tokens of rationale i and
+    answer j, given the question. So it is a geometric mean over rationales, and a rationale counts for most of it, as
+    it has many more tokens than an answer.
+
+    LaCoT's code (Sun et al. 2025, arXiv 2510.23925) has a row for each draw's answer, equal ones side by side; here
+    the one drawn first stands for all that are equal to it. Its paper averages probabilities, not their logarithms.
+
+    Args:
+        rationales: of each, the sum of its tokens' log-probabilities, and their number.
+        scores: [rationales][answers], log P(answer j | question, rationale i), of the answer's tokens alone.
+        answer_tokens: [answers], their number.
+    """
+    return [
+        math.fsum(
+            (likely + row[j]) / (length + tokens) for (likely, length), row in zip(rationales, scores, strict=True)
+        )
+        / len(rationales)
+        for j, tokens in enumerate(answer_tokens)
+    ]
 
 
 def _logsumexp(values: Sequence[float]) -> float:
@@ -170,6 +232,42 @@ def _first_best(values: Sequence[float]) -> int:
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """What it takes to score answers after rationales: sequences that go through the model, and tokens that it computes
+    for them, the question's and its images' among them."""
+
+    passes: int
+    tokens: int
+
+    def __add__(self, other: Scoring) -> Scoring:
+        return Scoring(self.passes + other.passes, self.tokens + other.tokens)
+
+
+def scoring(question: Question, n: int) -> tuple[Scoring, Scoring] | None:
+    """To score the answers of the first n draws as it is done here, and as LaCoT's code does it; None where their
+    tokens were not counted.
+
+    Here the question is computed once, then each rationale once, then each distinct answer after each of them. LaCoT
+    computes the question, a rationale and an answer anew for each of the N x N pairs. Replies without an answer are in
+    neither.
+    """
+    rows = [i for i, row in enumerate((question.answer_logprobs or ())[:n]) if row is not None]
+    if not rows or (counts := _token_counts(question, rows)) is None:
+        return None
+    (rationales, answers), pairs = counts, len(rows) ** 2
+    drawn = {
+        column: len(several)
+        for column, group in enumerate(clusters(question.draws, question.choices))
+        if (several := [i for i in group if i < n])
+    }
+    shared = question.prompt_tokens + sum(rationales) + len(rows) * sum(answers[column] for column in drawn)
+    anew = pairs * question.prompt_tokens + len(rows) * (
+        sum(rationales) + sum(many * answers[column] for column, many in drawn.items())
+    )
+    return Scoring(len(rows) * (1 + len(drawn)), shared), Scoring(pairs, anew)
+
+
+@dataclass(frozen=True)
 class Point:
     """One point of the curves of accuracy against cost.
 
@@ -180,6 +278,8 @@ class Point:
             scored, for the marginal, generates nothing and is not in it.
         right: measure → for each question whether it is right, so that intervals can be made and pairs compared.
         missing: measure → why it is not in `right`; what is missing for one question is left out for all.
+        scoring, published: what `scoring` says, of all questions; None where no answer was scored or tokens were not
+            counted.
     """
 
     limit: int
@@ -188,36 +288,54 @@ class Point:
     greedy_tokens: int | None
     right: Mapping[Measure, tuple[bool, ...]]
     missing: Mapping[Measure, str]
+    scoring: Scoring | None = None
+    published: Scoring | None = None
+
+
+def sizes_up_to(most: int) -> list[int]:
+    """1, 2, 4, … and `most` itself; none of none."""
+    return sorted({1 << k for k in range(most.bit_length())} | ({most} if most else set()))
 
 
 def by_samples(
-    questions: Sequence[Question], sizes: Sequence[int] | None = None, *, temperature: float = 1.0
-) -> list[Point]:
+    questions: Sequence[Question], sizes: Sequence[int] | None = None, *, temperature: float = 1.0,
+    measures: Collection[str] = USUAL,
+) -> list[Point]:  # fmt: skip
     """At N draws per question, for each N of `sizes`: 1, 2, 4, … and all, unless they are given."""
     most = max((len(question.draws) for question in questions), default=0)
-    sizes = sorted({1 << k for k in range(most.bit_length())} | {most}) if sizes is None else sizes
-    return [_point(questions, [min(n, len(q.draws)) for q in questions], n, None, temperature) for n in sizes if n > 0]
+    return [
+        _point(questions, [min(n, len(q.draws)) for q in questions], n, None, temperature, measures)
+        for n in (sizes_up_to(most) if sizes is None else sizes)
+        if n > 0
+    ]
 
 
-def by_budget(questions: Sequence[Question], budgets: Sequence[int], *, temperature: float = 1.0) -> list[Point]:
+def by_budget(
+    questions: Sequence[Question], budgets: Sequence[int], *, temperature: float = 1.0,
+    measures: Collection[str] = USUAL,
+) -> list[Point]:  # fmt: skip
     """At equal budgets of generated tokens per question: draws are taken in order while they fit.
 
     A question whose first draw (for greedy: its reply) is longer than the budget counts as wrong.
     """
     spent = [list(accumulate(draw.tokens for draw in question.draws)) for question in questions]
     return [
-        _point(questions, [bisect_right(each, budget) for each in spent], budget, budget, temperature)
+        _point(questions, [bisect_right(each, budget) for each in spent], budget, budget, temperature, measures)
         for budget in budgets
     ]
 
 
 def _point(
-    questions: Sequence[Question], taken: Sequence[int], limit: int, budget: int | None, temperature: float
-) -> Point:
+    questions: Sequence[Question], taken: Sequence[int], limit: int, budget: int | None, temperature: float,
+    measures: Collection[str],
+) -> Point:  # fmt: skip
     right: dict[Measure, tuple[bool, ...]] = {}
     missing: dict[Measure, str] = {}
-    chosen = [select(q, n, temperature=temperature) if n else None for q, n in zip(questions, taken, strict=True)]
-    for method in METHODS:
+    chosen = [
+        select(q, n, temperature=temperature, measures=measures) if n else None
+        for q, n in zip(questions, taken, strict=True)
+    ]
+    for method in (method for method in METHODS if method in measures):
         if without := [each.missing[method] for each in chosen if each and method in each.missing]:
             missing[method] = f"{len(without)} of {len(questions)} questions: {without[0]}"
         else:
@@ -225,12 +343,20 @@ def _point(
                 each is not None and q.draws[each.chosen[method]].right
                 for q, each in zip(questions, chosen, strict=True)
             )
-    right["oracle"] = tuple(any(d.right for d in q.draws[:n]) for q, n in zip(questions, taken, strict=True))
+    if "oracle" in measures:
+        right["oracle"] = tuple(any(d.right for d in q.draws[:n]) for q, n in zip(questions, taken, strict=True))
     greedy = [question.greedy for question in questions if question.greedy is not None]
     if len(greedy) < len(questions):
         missing["greedy"] = f"{len(questions) - len(greedy)} of {len(questions)} questions have no greedy reply"
-    else:
+    elif "greedy" in measures:
         right["greedy"] = tuple(one.right and (budget is None or one.tokens <= budget) for one in greedy)
     spent = sum(draw.tokens for q, n in zip(questions, taken, strict=True) for draw in q.draws[:n])
-    its_own = None if "greedy" in missing else sum(one.tokens for one in greedy)
-    return Point(limit, sum(taken), spent, its_own, right, missing)
+    its_own = None if len(greedy) < len(questions) else sum(one.tokens for one in greedy)
+    costs = [
+        scoring(q, n) for q, n in zip(questions, taken, strict=True) if any(d.answer is not None for d in q.draws[:n])
+    ]
+    known = [cost for cost in costs if cost is not None]
+    shared = published = None
+    if known and len(known) == len(costs):
+        shared, published = (sum(each, Scoring(0, 0)) for each in zip(*known, strict=True))
+    return Point(limit, sum(taken), spent, its_own, right, missing, shared, published)
