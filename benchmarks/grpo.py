@@ -40,8 +40,9 @@ from vcot.tokens import prompt_text
 from vcot.training.checkpoints import Checkpoints
 from vcot.training.config import TrainingConfig
 from vcot.training.engine import RunContext
-from vcot.training.grpo import RewardedTrainer, drawn_here
+from vcot.training.grpo import RewardedTrainer
 from vcot.training.questions import Curriculum, Questions
+from vcot.training.rounds import drawn_here
 from vcot.training.setup import training_arguments
 
 
@@ -125,7 +126,7 @@ class Bench:
         )
         return kind(
             model, self.arguments(steps, updates, folder), encoder=self.encoder, questions=questions,
-            rewards=self.rewards, draw=partial(drawn_here, questions, self.encoder.eos_token_ids, 128),
+            rewards=self.rewards, draw=partial(drawn_here, questions, self.encoder, 128),
             curriculum=Curriculum(questions, self.config.seed, by_success=False), questions_per_step=QUESTIONS,
             redraws=0, compute=torch.float32, start=0, keep=lambda *_: None, config=self.config,
             context=RunContext(folder), checkpoints=Checkpoints(Store(), str(folder / "kept"), folder / "local"),

@@ -32,7 +32,6 @@ from vcot.errors import InputError, SettingsError
 from vcot.grounding import parse
 from vcot.models.branches import Branch, Scored, as_it_was, narrow, score_branches
 from vcot.models.decoding import Decoding
-from vcot.models.generation import generate
 from vcot.models.loss import needs_vision
 from vcot.records.rollout import Rollout
 from vcot.rewards.boxes import box_reward
@@ -42,7 +41,7 @@ from vcot.training.config import GFNOptions, TrainingConfig
 from vcot.training.engine import Checkpointed, RunContext, of_all
 from vcot.training.questions import Curriculum, Questions
 from vcot.training.replay import Replay, Trajectory
-from vcot.training.rounds import Rounds
+from vcot.training.rounds import Rounds, drawn_here
 from vcot.training.setup import TrainResult, training_arguments
 from vcot.training.subtb import balance_loss, falling, interpolated, residuals, stops
 
@@ -159,24 +158,20 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
                 anew.append(number)
         limit = self._limit
         decoding = Decoding(limit, temperature, options.num_generations, seed=self.config.seed * 1_000_003 + step)
-        size = max(options.generation_batch_size // options.num_generations, 1)
+        replies = drawn_here(
+            self.questions, self.encoder, options.generation_batch_size, self.model, anew, decoding, whole=False
+        )
         drawn, told = [], []
-        for first in range(0, len(anew), size):
-            some = anew[first : first + size]
-            replies = generate(
-                self.model, self.questions.prompts(some), decoding, eos_token_ids=self.encoder.eos_token_ids
-            )
-            for number, several in zip(some, replies, strict=True):
-                for draw, one in enumerate(several):
-                    ended = one.ids[-1] in self.encoder.eos_token_ids
-                    ids = tuple(one.ids[:-1] if ended else one.ids)
-                    drawn.append(Trajectory(number, ids, torch.zeros(0)))
-                    told.append(
-                        Rollout(
-                            step=step, sample=self.questions.sample(number).id, draw=draw, ended=ended, limit=limit,
-                            text=self.encoder.decode(ids), tokens=len(one.ids),
-                        )
-                    )  # fmt: skip
+        for number, several in zip(anew, replies, strict=True):
+            for draw, one in enumerate(several):
+                ids = tuple(one.ids[:-1] if one.ended else one.ids)
+                drawn.append(Trajectory(number, ids, torch.zeros(0)))
+                told.append(
+                    Rollout(
+                        step=step, sample=self.questions.sample(number).id, draw=draw, ended=one.ended, limit=limit,
+                        text=self.encoder.decode(ids), tokens=len(one.ids),
+                    )
+                )  # fmt: skip
         return drawn, replayed, told
 
     # --- rewards -------------------------------------------------------------------------------------

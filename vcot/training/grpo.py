@@ -20,7 +20,6 @@ finds it than the server did, and leaves out those where the two are too far apa
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,37 +32,33 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, TrainerState
+from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from vcot import logging
 from vcot.errors import InputError, SettingsError
 from vcot.grounding import parse, split_answer
 from vcot.models.decoding import Decoding
-from vcot.models.generation import Generated, generate, put_there
+from vcot.models.generation import Generated, put_there
 from vcot.models.loading import whole_model
 from vcot.models.loss import needs_vision
 from vcot.records import Sample
 from vcot.records.rollout import Rollout
 from vcot.rewards import BrokenReward, Weighed, earned, total, weighed
-from vcot.stage import Bar, stop
 from vcot.tokens import Encoder
 from vcot.training.checkpoints import Checkpoints
 from vcot.training.config import GRPOOptions, TrainingConfig
 from vcot.training.engine import (
-    PROGRESS,
     Checkpointed,
     RunContext,
-    announce,
-    load_trained,
     trained,
 )
-from vcot.training.guards import Guards
 from vcot.training.measures import Measure, Necessity, Reply
 from vcot.training.memory import twice
 from vcot.training.questions import Curriculum, Questions
+from vcot.training.rounds import Rounds, drawn_here
 from vcot.training.served import ServedModel, is_loopback
-from vcot.training.setup import TrainResult, fetching_for, model_to_train, newest, training_arguments
+from vcot.training.setup import TrainResult, training_arguments
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # a warning at each start, of `rollout_func`
 
@@ -405,26 +400,21 @@ def learn_from_rewards(
         SettingsError: settings that do not go together with this model. InputError: a reward that cannot be trusted,
             or nothing in the replies to learn from. GateFailed: a guard stopped it. Interrupted: a stop was asked for.
     """
-    ranks = context.ranks
-    if options.questions_per_step % ranks:
-        raise SettingsError(
-            f"--questions-per-step={options.questions_per_step} cannot be divided among {ranks} GPUs; give a multiple"
-        )
     if options.rollouts == "vllm" and encoder.between:
         raise SettingsError(
             "--rollouts=vllm: in the examples the rationale is a turn of its own (tokenize --roles rationale), and the "
             "server would end each reply with the rationale, before the answer; give --rollouts transformers"
         )
-    rounds = math.ceil(config.num_train_epochs * len(questions) / options.questions_per_step)
-    steps = config.max_steps or rounds * options.num_iterations
-    rewards = weighed(options.rewards)
-    found = newest(checkpoints, context)
-    state = TrainerState() if found is None else TrainerState.load_from_json(str(found[0] / PROGRESS))
-    model, compute = model_to_train(config, base, base_uri, adapter=adapter)
+    rewards, ranks = weighed(options.rewards), context.ranks
+    rounds = Rounds.begin(
+        config, options, base=base, base_uri=base_uri, adapter=adapter, questions=questions, checkpoints=checkpoints,
+        context=context, updates=options.num_iterations,
+    )  # fmt: skip
+    model, compute = rounds.model, rounds.compute
     rows = options.questions_per_step * options.num_generations // ranks
     at_once = rows_at_once(rows, config.batch_tokens, questions.longest + options.max_completion_length)
     arguments = training_arguments(
-        config, context, steps=steps, accumulation=rows // at_once, evaluating=False,
+        config, context, steps=rounds.steps, accumulation=rows // at_once, evaluating=False,
         checkpointing=twice(config, base, whole_model(model).config.text_config, compute, 1),
         ddp_find_unused_parameters=needs_vision(model),  # a batch of questions without images leaves it out
         kind=GRPOConfig, per_device_train_batch_size=at_once, steps_per_generation=rows // at_once,
@@ -433,72 +423,26 @@ def learn_from_rewards(
         log_completions=False, disable_dropout=True,
         **{name: getattr(options, name) for name in _SAME_NAMES},
     )  # fmt: skip
-    result = TrainResult(model, compute, [], sum(p.numel() for p in trained(model).values()))
-    result.metadata = {
-        "train_samples": len(questions), "validation_samples": 0, "ranks": ranks,
-        "batches_per_step": arguments.gradient_accumulation_steps * ranks,
-    }  # fmt: skip
-    checkpoints.whole = partial(announce, context)
-    over = found is not None and state.global_step >= steps
-    curriculum = Curriculum(questions, config.seed, by_success=options.curriculum == "by-success")
-    needs = None if over else curriculum.needs(steps, options.num_iterations, options.questions_per_step)
-    if over:
-        assert found is not None
-        load_trained(model, found[0])
-    else:
-        if any(one.name == "necessity" for one in rewards):
-            measures = {**measures, "necessity": Necessity(encoder, questions, at_once)}
-        draw: Draw = partial(
-            drawn_here, questions, encoder.eos_token_ids, options.generation_batch_size, between=encoder.between
-        )  # fmt: skip
-        served = None
-        if options.rollouts == "vllm":
-            # On this pod's own address each pod has a server of its own; else all have one.
-            hands_over = context.first_of_pod if is_loopback(options.vllm_url) else context.first
-            served = ServedModel(
-                options.vllm_url, Path(options.vllm_folder), questions, encoder, hands_over=hands_over
-            )  # fmt: skip
-            served.lay(base)
-            served.wait()
-            draw = served.drawn
-        fetching = fetching_for(questions.examples, needs, state.global_step, context)
-        with fetching as told, Bar("train", steps, "steps", shown=context.first) as bar:
-            bar.advance(state.global_step)
-            trainer = RewardedTrainer(
-                model, arguments, encoder=encoder, questions=questions, rewards=rewards, measures=measures,
-                draw=draw, served=served, curriculum=curriculum, questions_per_step=options.questions_per_step // ranks,
-                redraws=options.redraws, compute=compute, start=state.global_step, keep=keep, config=config,
-                context=context, checkpoints=checkpoints, bar=bar, fetching=told,
-                batches_per_step=result.metadata["batches_per_step"],
-                epoch=lambda step: step / steps * config.num_train_epochs,
-            )  # fmt: skip
-            trainer.add_callback(Guards(options))
-            try:
-                result.seconds = trainer.train_from(None if found is None else found[0])
-            finally:
-                if served is not None:
-                    served.close()
-        result.tokens = trainer.tokens - trainer.tokens_before
-        state = trainer.state
-        stop.raise_if_requested(f"step {state.global_step} of {steps} is done, the last checkpoint counts")
-    result.history = state.log_history
-    result.metadata |= {"last_step": state.global_step, "kept_step": state.global_step}
-    model.eval()
-    return result
-
-
-def drawn_here(
-    questions: Questions, ends: Sequence[int], at_once: int, model: Any, numbers: Sequence[int], decoding: Decoding, *,
-    between: Sequence[int] = (),
-) -> list[list[Generated]]:  # fmt: skip
-    """Replies by the model that learns, to so many questions together as give `at_once` of them (one at least)."""
-    size = max(at_once // decoding.samples, 1)
-    parts = [numbers[first : first + size] for first in range(0, len(numbers), size)]
-    return [
-        replies
-        for part in parts
-        for replies in generate(model, questions.prompts(part), decoding, eos_token_ids=ends, between=between)
-    ]
+    if any(one.name == "necessity" for one in rewards):
+        measures = {**measures, "necessity": Necessity(encoder, questions, at_once)}
+    draw: Draw = partial(drawn_here, questions, encoder, options.generation_batch_size)
+    served = None
+    if options.rollouts == "vllm" and not rounds.over:
+        # On this pod's own address each pod has a server of its own; else all have one.
+        hands_over = context.first_of_pod if is_loopback(options.vllm_url) else context.first
+        served = ServedModel(options.vllm_url, Path(options.vllm_folder), questions, encoder, hands_over=hands_over)
+        served.lay(base)
+        served.wait()
+        draw = served.drawn
+    make = partial(
+        RewardedTrainer, encoder=encoder, rewards=rewards, measures=measures, draw=draw, served=served,
+        redraws=options.redraws, keep=keep,
+    )  # fmt: skip
+    try:
+        return rounds.train(arguments, make)
+    finally:
+        if served is not None:
+            served.close()
 
 
 def rows_at_once(rows: int, batch_tokens: int, longest: int) -> int:

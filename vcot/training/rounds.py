@@ -7,7 +7,7 @@ result = rounds.train(arguments, make, …)           to its end
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,10 @@ import torch
 from transformers import TrainerState, TrainingArguments
 
 from vcot.errors import SettingsError
+from vcot.models.decoding import Decoding
+from vcot.models.generation import Generated, generate
 from vcot.stage import Bar, stop
+from vcot.tokens import Encoder
 from vcot.training.checkpoints import Checkpoints
 from vcot.training.config import RolloutOptions, TrainingConfig
 from vcot.training.engine import PROGRESS, RunContext, announce, load_trained, trained
@@ -116,3 +119,21 @@ class Rounds:
         result.metadata |= {"last_step": state.global_step, "kept_step": state.global_step}
         self.model.eval()
         return result
+
+
+def drawn_here(
+    questions: Questions, encoder: Encoder, at_once: int, model: Any, numbers: Sequence[int], decoding: Decoding, *,
+    whole: bool = True,
+) -> list[list[Generated]]:  # fmt: skip
+    """Replies by the model that learns, to so many questions together as give `at_once` of them (one at least).
+
+    whole: of a model whose rationale is a turn of its own, with the answer after it; else the rationale alone.
+    """
+    size = max(at_once // decoding.samples, 1)
+    parts = [numbers[first : first + size] for first in range(0, len(numbers), size)]
+    ends, between = encoder.eos_token_ids, encoder.between if whole else ()
+    return [
+        replies
+        for part in parts
+        for replies in generate(model, questions.prompts(part), decoding, eos_token_ids=ends, between=between)
+    ]
