@@ -58,6 +58,9 @@ class SceneOptions(QuestionOptions):
         (), "scenes: boards of so many steps have their reasoning written; the others come with question, answer and "
         "boxes alone, to be learned from by rewards; default: all", unit="steps",
     )  # fmt: skip
+    min_routes: int = setting(
+        2, "scenes: with --world=routes, so many ways lead to each answer, at least", unit="routes", ge=2, le=12
+    )
     written: Literal["boxes", "places", "filler"] = setting(
         "boxes", "scenes: reasoning about a board: each look with its box, or with row and column in words, or as many "
         "meaningless dots (the control of thinking longer)"
@@ -72,6 +75,12 @@ class SceneOptions(QuestionOptions):
                 f"--reasoning-steps: no board takes {', '.join(map(str, unknown))} steps; --steps has "
                 f"{', '.join(map(str, self.steps))}"
             )
+        if (
+            self.world == "routes"
+            and (few := min((*self.steps, *self.held_out_steps))) < 12
+            and self.min_routes > 2**few
+        ):
+            yield f"--min-routes={self.min_routes}: {few} arrows, each of two ways, make {2**few} routes at most"
         if self.world == "objects":
             if self.held_out:
                 yield "--held-out: scenes of --world=objects have no layout to hold out; name another world"
@@ -163,7 +172,8 @@ def _about_a_board(row: Row, dice: np.random.Generator, context: ConversionConte
     assert own.world != "objects"
     while True:
         drawn = puzzle(dice, own.world, steps, own.side, row.value["turn"])
-        if drawn.held_out == (row.value.get("split") == "test"):
+        enough = own.world != "routes" or len(drawn.routes) >= own.min_routes
+        if enough and drawn.held_out == (row.value.get("split") == "test"):
             break
     image = _kept(draw_board(dice, drawn.board), row, context)
     size = image.width, image.height
