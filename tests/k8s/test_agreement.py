@@ -14,7 +14,7 @@ from vcot.pipeline.local import gather_variables, read_env_file
 from vcot.pipeline.orchestrator import RETRY
 from vcot.settings import PREFIX, STAGES, Declared, Settings, variable
 
-RENDERED = ["gpu", "gpu-kueue", "gpu-grpo", "cpu-smoke", "gpu+spot", "gpu+multinode-jobset"]
+RENDERED = ["gpu", "gpu-kueue", "gpu-grpo", "gpu-gfn", "cpu-smoke", "gpu+spot", "gpu+multinode-jobset"]
 
 #: What the world outside gives to what stands in a pod through the downward API.
 DOWNWARD = {

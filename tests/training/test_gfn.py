@@ -32,7 +32,8 @@ def encoder(toy_base: Path) -> Any:
 
 
 def options(**changes: Any) -> GFNOptions:
-    usual = {"num_generations": 3, "questions_per_step": 2, "max_completion_length": 24, "reward_stride": 4}
+    usual = {"num_generations": 3, "questions_per_step": 2, "max_completion_length": 24, "reward_stride": 4,
+             "answer_floor": 0.0}  # fmt: skip
     return GFNOptions(**usual | changes)
 
 

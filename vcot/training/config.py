@@ -159,33 +159,36 @@ class NoOptions(Options):
 
 class GuardOptions(Options):
     """When a training that learns from rewards has left the path, and is stopped (exit code 20). Each is looked at over
-    the replies of ten steps together."""
+    the replies of ten steps together; with another bound the same command goes on from the last checkpoint."""
 
     max_boxes: float = setting(
         3.0, "stop when a reply has so many times the boxes that one had in the first steps: lists of boxes in the "
-        "place of an answer", unit="times", gt=1,
+        "place of an answer", unit="times", gt=1, shapes_result=False,
     )  # fmt: skip
     max_malformed: float = setting(
-        0.5, "stop when so many of the replies have a fault in their form", unit="0..1", gt=0, le=1
-    )
+        0.5, "stop when so many of the replies have a fault in their form", unit="0..1", gt=0, le=1,
+        shapes_result=False,
+    )  # fmt: skip
     max_cut_off: float = setting(
-        0.5, "stop when so many of the replies do not end by themselves", unit="0..1", gt=0, le=1
-    )
+        0.5, "stop when so many of the replies do not end by themselves", unit="0..1", gt=0, le=1,
+        shapes_result=False,
+    )  # fmt: skip
     min_entropy: float = setting(
         0.005, "stop when the entropy of its tokens is less: all replies alike, nothing left to learn from", ge=0,
-        unit="nats per token",
+        unit="nats per token", shapes_result=False,
     )  # fmt: skip
     max_masked: float = setting(
         0.5, "with --rollouts vllm: stop when so many of the replies are left out, as the server finds them much less "
         "or more likely than the model that learns: it has other weights", unit="0..1", gt=0, le=1,
+        shapes_result=False,
     )  # fmt: skip
     max_kl: float = setting(
         1.0, "with --beta, and with --method gfn: stop when it is so far from the model it began with",
-        unit="nats per token", gt=0,
+        unit="nats per token", gt=0, shapes_result=False,
     )  # fmt: skip
     min_distinct: float = setting(
         0.25, "with --method gfn: stop when the distinct ones among the rationales of a question are so few, of what "
-        "they were in the first steps", unit="0..1", ge=0, lt=1,
+        "they were in the first steps", unit="0..1", ge=0, lt=1, shapes_result=False,
     )  # fmt: skip
 
 
@@ -316,6 +319,11 @@ class GFNOptions(RolloutOptions):
     )  # fmt: skip
     reward_temperature_end: float = setting(1.0, "the same from --reward-temperature-steps on", gt=0)
     reward_temperature_steps: int = setting(50, "steps from the one to the other", unit="steps", gt=0)
+    answer_floor: float = setting(
+        0.01, "the true answer counts as at least so likely, whatever was said before it: what leads nowhere is worth "
+        "a hundredth of what leads there, and the loss is not ruled by how hopeless it is; 0: as likely as it is",
+        unit="0..1", ge=0, lt=1,
+    )  # fmt: skip
     box_weight: float = setting(
         1.0, "power to which the boxes' soft F1 against the annotated ones stands in the reward, which else is the "
         "likelihood of rationale and answer alone; 0: boxes as likely as any words", ge=0,

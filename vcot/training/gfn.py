@@ -2,9 +2,9 @@
 
     questions → rationales (drawn, drawn before, annotated) → rewards of all their prefixes → balance of the prefixes
 
-What is wanted is q(Z | X) ∝ R(Z) = (P(Z, Y | X) · boxes(Z)^w)^(1/τ), with P that of the model as it was when the
-training began, the same weights with other adapters or none, and Y the true answer. Every prefix of a rationale could
-have been its end, with a reward of its own; `vcot.training.subtb` says what they must have in common.
+What is wanted is q(Z | X) ∝ R(Z) = (P(Z | X) · max(P(Y | X, Z), floor) · boxes(Z)^w)^(1/τ), with P that of the model
+as it was when the training began, the same weights with other adapters or none, and Y the true answer. Every prefix of
+a rationale could have been its end, with a reward of its own; `vcot.training.subtb` says what they have in common.
 
 One pass over a question serves all its rationales, and one over a rationale all its prefixes (vcot.models.branches).
 The likelihood of a prefix and of its end are exact at every token; the answer's is worked out at every
@@ -194,8 +194,10 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         ended = scored.ends[row, : length + 1].double().cpu()
         boxes = [self._pointing(one, stop) for stop in at]
         # What is worked out at the stops alone: the answer's likelihood and how well is pointed.
+        least = math.log(self.options.answer_floor) if self.options.answer_floor else -math.inf
         slow = [
-            answer + (0.0 if pointing is None else self.options.box_weight * math.log(max(pointing, NO_BOX)))
+            max(answer, least)
+            + (0.0 if pointing is None else self.options.box_weight * math.log(max(pointing, NO_BOX)))
             for answer, pointing in zip(answers, boxes, strict=True)
         ]
         reward = said + ended + torch.tensor(interpolated(slow, at), dtype=torch.float64)

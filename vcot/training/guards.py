@@ -63,7 +63,7 @@ class Guards(TrainerCallback):  # type: ignore[misc]  # the library publishes no
         if wrong:
             raise GateFailed(
                 f"stopped after step {state.global_step}: over the last {STEPS} steps {'; '.join(wrong)}. The replies "
-                "are on the page of rollouts"
+                "are on the page of rollouts; with another bound the same command goes on from the last checkpoint"
             )
 
 
