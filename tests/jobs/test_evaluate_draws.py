@@ -15,14 +15,16 @@ import pytest
 from jobs.convert import ConvertSettings
 from jobs.convert import run as run_convert
 from jobs.evaluate import EvaluateSettings, run
+from tests.fakes.markers import stage_marker
 from vcot.answers import same
 from vcot.errors import Interrupted, SettingsError
 from vcot.evaluation.models import ModelRunner
 from vcot.evaluation.runner import Reply, read_replies
 from vcot.grounding.tags import split_answer
 from vcot.records import Folder, read_samples
-from vcot.records.shards import CONVERT, EVALUATE
-from vcot.storage import Store, join
+from vcot.records.shards import CONVERT, EVALUATE, TRAIN
+from vcot.storage import Store, join, put_folder
+from vcot.storage.folders import folder_digest
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "examples" / "rehearsal"
@@ -59,10 +61,10 @@ def one(tmp_path_factory: pytest.TempPathFactory, samples_uri: str) -> tuple[str
     return run_uri, evaluate(run_uri, samples_uri)
 
 
-def drawn(run_uri: str, way: str = "ground") -> Iterator[tuple[Reply, list[Reply]]]:
+def drawn(run_uri: str, way: str = "ground", model: str = "subject") -> Iterator[tuple[Reply, list[Reply]]]:
     """Of each question the greedy reply and the draws."""
     greedy, draws = {}, defaultdict(list)
-    for reply in replies(run_uri):
+    for reply in (each for each in replies(run_uri) if each.model == model):
         if reply.way == way and reply.draw:
             draws[reply.score.sample].append(reply)
         elif reply.way == way:
@@ -307,6 +309,44 @@ def test_diversity_is_that_of_the_replies_and_the_known_routes(tmp_path, capsys)
     assert sum(part["questions"] for part in way["by_metadata"]["steps"]) == 6
     assert "how far 4 replies to a question differ" in capsys.readouterr().out
     assert "How far do the replies differ?" in (tmp_path / "one" / "evaluate" / "report.html").read_text()
+
+
+def test_a_model_with_rationales_of_their_own_answers_and_its_answers_are_scored(samples_uri, tmp_path):
+    """Each draw's own answer is as likely as it was when it was drawn; asked for the answer alone, it has no rationale,
+    and in its own form the base has none that is a turn."""
+    from tests.training.toy import encoder_of, tuned_adapter
+
+    encoder = encoder_of(BASE, roles=("rationale",))
+    folder = Folder(Store(), str(tmp_path), TRAIN)
+    files = put_folder(Store(), tuned_adapter(BASE, encoder, tmp_path / "tuning"), join(folder.uri, "model"))
+    contract = encoder.contract.model_copy(update={"ways": ("ground", "direct")})
+    told = {"base_uri": str(BASE), "base_sha256": folder_digest(Store(), str(BASE)), "files": files}
+    folder.finish(stage_marker("train", contract=contract, **told))
+    report = evaluate(str(tmp_path), samples_uri, subject=None, ask="ground,look-again,direct", max_samples=5)
+    said = replies(str(tmp_path))
+    assert {one.model for one in said} == {"base", "native", "subject"}
+    end, compared = encoder.eos_token_ids[0], 0
+    for one in said:
+        assert "<|im_start|>assistant" not in one.completion.text
+    for _, draws in drawn(str(tmp_path), model="subject"):
+        assert all(len(each.answer_logprobs or [0]) for each in draws)
+        for place, each in enumerate(draws):
+            text, likely = each.completion.text, each.completion.logprobs
+            answer = split_answer(text)[1]
+            first = next(i for i, other in enumerate(draws) if split_answer(other.score.text)[1] == answer)
+            if answer is None or first != place or not text.endswith(f"\nAnswer: {answer}"):
+                continue
+            assert each.answer_logprobs is not None
+            ids = encoder.said(text, ended=True)
+            own = len(encoder.said(f" {answer}", ended=True, rationale=False))
+            if each.completion.finish_reason != "stop" or len(ids) != each.completion.tokens_out:
+                continue
+            assert ids.count(end) == 2
+            assert likely[ids.index(end) + 1 :][: len(encoder.between)] == (0.0,) * len(encoder.between)
+            assert min(abs(math.fsum(likely[-own:]) - scored) for scored in each.answer_logprobs) < 1e-3
+            compared += 1
+    assert compared > 3
+    assert report["made_with"]["own_form_of_the_base"]["family"] == "its contract.json"
 
 
 def test_without_draws_nothing_is_said_of_them(samples_uri, tmp_path, capsys):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.training.toy import *  # noqa: F403  (fixtures)
-from tests.training.toy import Died, config, drawn, examples, weights, write_examples
+from tests.training.toy import Died, config, drawn, encoder_of, examples, tuned_adapter, weights, write_examples
 from vcot.errors import GateFailed, InputError, SettingsError
 from vcot.records.example import Examples
 from vcot.records.rollout import Rollout
@@ -36,7 +36,7 @@ def questions(encoder: Any, scratch: Path, count: int = COUNT, samples: Any = No
 
 def learn(
     base: Path, encoder: Any, scratch: Path, given: GRPOOptions | None = None, *, die_at: int | None = None,
-    **changes: Any,
+    adapter: Path | None = None, **changes: Any,
 ) -> tuple[Any, dict[int, list[Rollout]]]:  # fmt: skip
     """The result, and the replies of each step."""
     from vcot.training.checkpoints import Checkpoints
@@ -60,7 +60,7 @@ def learn(
         "learning_rate": 1e-3, "lr_scheduler_type": "constant_with_warmup", "batch_tokens": 400, "max_steps": 3,
     } | changes  # fmt: skip
     result = learn_from_rewards(
-        config(**settings), given or options(), base=base, base_uri="s3://b/base", adapter=None, encoder=encoder,
+        config(**settings), given or options(), base=base, base_uri="s3://b/base", adapter=adapter, encoder=encoder,
         questions=questions(encoder, attempt), context=RunContext(attempt, saved=saved), keep=keep,
         checkpoints=Checkpoints(Store(), str(scratch / "checkpoints"), attempt / "local", keep=1),
     )  # fmt: skip
@@ -76,10 +76,12 @@ def lines(result: Any) -> list[tuple[Any, ...]]:
 # --- questions -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("roles", [(), ("rationale",)])
 @pytest.mark.parametrize("reasonings", [2, 0])
 def test_a_question_is_the_prompt_of_its_example_with_its_sample(
-    toy_encoder: Any, tmp_path: Path, reasonings: int
+    toy_base: Path, tmp_path: Path, reasonings: int, roles: tuple[str, ...]
 ) -> None:
+    toy_encoder = encoder_of(toy_base, roles=roles)
     asked = questions(toy_encoder, tmp_path, reasonings=reasonings)
     assert len(asked) == COUNT  # one for each sample, whatever reasonings it has
     seen = [drawn(number) for number in range(COUNT)]
@@ -252,6 +254,74 @@ def test_the_loss_is_that_of_the_formula(toy_base: Path, toy_encoder: Any, tmp_p
         entropies += float(-(likely.exp() * likely).sum())
         tokens += one.tokens
     assert result.history[0]["entropy"] == pytest.approx(entropies / tokens, rel=1e-5)
+
+
+def test_a_rationale_with_a_turn_of_its_own_is_learned_and_what_is_put_behind_it_is_not(
+    toy_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss and entropy of the first update are those of a plain pass, over the tokens that were drawn alone."""
+    import torch
+
+    from vcot.models.loading import load_adapter, load_base
+    from vcot.training.grpo import RewardedTrainer
+
+    encoder = encoder_of(toy_base, roles=("rationale",))
+    adapter = tuned_adapter(toy_base, encoder, tmp_path / "sft")
+    recorded: list[dict[str, Any]] = []
+    plainly = RewardedTrainer._recorded
+    monkeypatch.setattr(RewardedTrainer, "_recorded", lambda *given: recorded.append(plainly(*given)) or recorded[-1])
+    given = options(rewards=(f"short={__name__}:short",), loss_type="dapo")
+    result, kept = learn(toy_base, encoder, tmp_path, given, adapter=adapter, max_steps=2, batch_tokens=2000)
+    end, between, lines_ = encoder.eos_token_ids[0], encoder.between, [one for one in result.history if "loss" in one]
+    assert len(lines_) == 2
+    model, asked = load_adapter(load_base(toy_base, dtype="float32"), adapter), questions(encoder, tmp_path / "again")
+    entropies, learned, weighed, whole = 0.0, 0, 0.0, 0
+    for ids, mask, one in zip(recorded[0]["completion_ids"], recorded[0]["env_mask"], kept[0], strict=True):
+        ended = [place for place, token in enumerate(ids) if token in encoder.eos_token_ids]
+        first = ended[0] + 1 if ended and ids[ended[0]] == end else len(ids)
+        drawn_ = [not first <= place < first + len(between) for place in range(len(ids))]
+        assert mask == [int(one) for one in drawn_]
+        assert one.tokens == len(ids)
+        assert one.text == encoder.decode(ids)
+        assert one.ended == (len(ids) in [place + 1 for place in ended] and len(ids) != first)
+        whole += one.ended and "\nAnswer:" in one.text
+        batch = asked.prompts([int(one.sample.removeprefix("train-"))])
+        more = torch.tensor([ids])
+        together = torch.cat([batch["input_ids"], more], dim=1)
+        forward = batch | {
+            "input_ids": together, "attention_mask": torch.ones_like(together),
+            "mm_token_type_ids": torch.nn.functional.pad(batch["mm_token_type_ids"], (0, len(ids))),
+        }  # fmt: skip
+        with torch.no_grad():
+            likely = model(**forward).logits[0, -len(ids) - 1 : -1].log_softmax(-1)
+        entropies += float(-(likely.exp() * likely).sum(-1)[torch.tensor(drawn_)].sum())
+        learned += sum(drawn_)
+        weighed += one.advantage * sum(drawn_)
+    assert whole > 2
+    assert lines_[0]["loss"] == pytest.approx(-weighed / learned, abs=1e-4)
+    assert lines_[0]["entropy"] == pytest.approx(entropies / learned, rel=1e-4)
+    assert lines_[0]["cut_off"] == pytest.approx(sum(not one.ended for one in kept[0]) / len(kept[0]))
+
+
+def test_a_reply_cut_off_at_the_end_of_its_rationale_teaches_nothing_where_such_do_not(toy_base: Path) -> None:
+    from types import SimpleNamespace
+
+    from vcot.models.generation import Generated
+    from vcot.training.grpo import RewardedTrainer
+
+    encoder = encoder_of(toy_base, roles=("rationale",))
+    ids = encoder.said("A disc.", ended=True)
+    for masked in (True, False):
+        trainer: Any = SimpleNamespace(encoder=encoder, mask_truncated_completions=masked)
+        for ended in (True, False):
+            found = RewardedTrainer._said_by_it(trainer, Generated(ids, [0.0] * len(ids), ended))
+            assert found == [int(ended or not masked)] * len(ids)
+
+
+def test_a_server_that_ends_a_reply_with_its_rationale_is_refused(toy_base: Path, tmp_path: Path) -> None:
+    given = options(rollouts="vllm", vllm_url="http://localhost:1/v1", vllm_folder=str(tmp_path))
+    with pytest.raises(SettingsError, match="--rollouts=vllm: in the examples the rationale is a turn of its own"):
+        learn(toy_base, encoder_of(toy_base, roles=("rationale",)), tmp_path, given)
 
 
 def test_questions_that_teach_nothing_are_drawn_again(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.fakes.teacher import Say, scripted_teacher
 from tests.training.test_grpo import learn, options, questions
 from tests.training.toy import *  # noqa: F403  (fixtures)
-from tests.training.toy import drawn
+from tests.training.toy import drawn, encoder_of
 from vcot.errors import BudgetSpent, SettingsError
 from vcot.grounding import FrameSpec
 from vcot.records.rollout import Rollout
@@ -39,7 +39,10 @@ def pointing(number: int, where: str | None = None) -> str:
     return render_reply(sample.reasoning[0], where or sample.answers[0], sample.frame(FrameSpec("thousandths")))
 
 
-def test_necessity_is_the_share_of_the_answer_that_is_lost(toy_base: Path, toy_encoder: Any, asked: Any) -> None:
+@pytest.mark.parametrize("roles", [(), ("rationale",)])
+def test_necessity_is_the_share_of_the_answer_that_is_lost(
+    toy_base: Path, tmp_path: Path, roles: tuple[str, ...]
+) -> None:
     """Against a plain pass over each prompt, with the image as it is and with noise in its box."""
     import math
 
@@ -49,7 +52,8 @@ def test_necessity_is_the_share_of_the_answer_that_is_lost(toy_base: Path, toy_e
     from vcot.storage.images import decode, with_noise
     from vcot.training.measures import Necessity
 
-    model = load_base(toy_base, dtype="float32")
+    toy_encoder = encoder_of(toy_base, roles=roles)
+    model, asked = load_base(toy_base, dtype="float32"), questions(toy_encoder, tmp_path)
     texts = [pointing(0), pointing(1), f"{WHOLE}\nAnswer: top", "top", "Answer: top"]
     numbers = [0, 1, 2, 3, 4]
     replies = [reply(toy_encoder, number, text) for number, text in zip(numbers, texts, strict=True)]

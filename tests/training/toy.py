@@ -187,6 +187,19 @@ def tune(base: Path, encoder: Any, made: Examples, scratch: Path, *, die_at: int
     )  # fmt: skip
 
 
+def tuned_adapter(base: Path, encoder: Any, scratch: Path) -> Path:
+    """Folder of an adapter that has learned a little, whole replies in the form of the encoder's contract among it."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    made = Examples([write_examples(scratch / "examples.parquet", examples(encoder, 12))])
+    result = tune(
+        base, encoder, made, scratch, tune="lora", max_steps=20, learning_rate=5e-3, batch_tokens=600, save_steps=20,
+        gradient_accumulation_steps=1, optim="adamw_torch_fused", neftune_noise_alpha=0.0, lora_dropout=0.0,
+    )  # fmt: skip
+    result.model.save_pretrained(str(scratch / "adapter"))
+    (scratch / "adapter" / "README.md").unlink(missing_ok=True)
+    return scratch / "adapter"
+
+
 def weights(result: Any) -> dict[str, Any]:
     from vcot.training.engine import trained
 

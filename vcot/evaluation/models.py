@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -19,9 +19,11 @@ from vcot.evaluation.config import EvaluationConfig, Model
 from vcot.evaluation.subjects import Subject
 from vcot.evaluation.ways import FORMS, Form, Prompt, Way
 from vcot.grounding import Frame, FrameSpec
+from vcot.grounding.tags import answer_line
 from vcot.models import families
 from vcot.models.decoding import Decoding
 from vcot.records import Completion, Contract, Sample
+from vcot.records.metadata import Role
 from vcot.storage import NotFound, Store, join
 from vcot.storage.folders import fetch_folder, fetch_with_digest
 from vcot.tokens import Encoder, contract_of, is_processor_file, load_processor
@@ -122,9 +124,14 @@ def forms_of(store: Store, uri: str, named: str, tuned: Contract | None) -> dict
             "how this base points by itself is not known, so it is asked in the tuned model's form alone; "
             "--native-form names it", base=uri,
         )  # fmt: skip
-    if own is None or (own.frame, own.instruction, own.by_text) == (form.frame, form.instruction, form.by_text):
+    if own is None or _asks(own) == _asks(form):
         return {"base": form, "subject": form}
     return {"base": form, "native": own, "subject": form}
+
+
+def _asks(form: Form) -> tuple[Any, ...]:
+    """All of a form by which a prompt differs from one of another."""
+    return form.frame, form.instruction, form.by_text, form.roles
 
 
 def _declared(store: Store, base_uri: str) -> Form | None:
@@ -134,7 +141,8 @@ def _declared(store: Store, base_uri: str) -> Form | None:
     try:
         contract = found["contract"]
         name, instruction = FrameSpec.from_dict(contract["frame"]).name, contract["instruction"]
-        return Form("its contract.json", name, "vcot", instruction, instruction)
+        roles = tuple(contract.get("roles", ()))
+        return Form("its contract.json", name, "vcot", instruction, instruction, roles)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{uri} does not say how the model writes boxes ({error!r}); name it with --native-form"
@@ -148,6 +156,12 @@ def _json(store: Store, uri: str) -> Any:
         return None
     except ValueError as error:
         raise InputError(f"{uri} is no JSON: {error}") from None
+
+
+def _begun(prompt: Prompt) -> str:
+    """How its reply begins. An answer at once, where a rationale would be a turn of its own, follows one without a
+    word: as `Encoder.decode` has it, a line break."""
+    return f"\n{prompt.prefix}" if prompt.rationale and answer_line(prompt.prefix) == 0 else prompt.prefix
 
 
 # --- loading and asking ------------------------------------------------------------------------------------
@@ -219,16 +233,19 @@ class ModelRunner:
 
         found = {
             "base": self.base_sha256,
-            "contract": self.contract.model_dump(mode="json", exclude={"ways"}),
+            "contract": self.contract.model_dump(mode="json", exclude={"ways", "roles"}),
             "quantization": self.quantization,
             "dtype": str(compute_dtype(self._config.dtype)),
         }
+        if roles := self._forms[model].roles:
+            found["roles"] = roles
         return found | ({"subject": self._subject.sha256} if model == "subject" else {})
 
     def prompt(self, model: Model, way: Way, sample: Sample, images: Sequence[Image.Image]) -> Prompt:
         form = self._forms[model]
         frame = form.spec(self.contract)
-        return Prompt(sample, tuple(images), form.below(sample, way), frame, dialect=form.dialect)
+        rationale = "rationale" in form.roles and way != "direct"
+        return Prompt(sample, tuple(images), form.below(sample, way), frame, dialect=form.dialect, rationale=rationale)
 
     def batches(self, samples: Sequence[Sample], draws: int = 1) -> list[list[int]]:
         """Of like length, as many as fit into --eval-batch-tokens, and no more than --per-device-eval-batch-size."""
@@ -257,23 +274,23 @@ class ModelRunner:
         pointing = prompts[0].frame, prompts[0].dialect
         return self._encoder.prompts(
             [prompt.sample for prompt in prompts], [prompt.images for prompt in prompts],
-            [prompt.instruction for prompt in prompts], [prompt.prefix for prompt in prompts],
-            pointing,
+            [prompt.instruction for prompt in prompts], [_begun(prompt) for prompt in prompts],
+            pointing, [prompt.rationale for prompt in prompts],
         )  # fmt: skip
 
     def ask(self, model: Model, prepared: Any, decoding: Decoding) -> list[list[Completion]]:
         from vcot.models.generation import generate
 
         encoder = self._encoder
-        longest, ends = decoding.max_new_tokens, {*encoder.eos_token_ids}
         prompt_tokens = prepared["attention_mask"].sum(dim=1).tolist()
-        replies = generate(self._network(model), prepared, decoding, eos_token_ids=encoder.eos_token_ids)
+        ends, between = encoder.eos_token_ids, encoder.between
+        replies = generate(self._network(model), prepared, decoding, eos_token_ids=ends, between=between)
         return [
             [
                 Completion(
                     text=encoder.decode(one.ids),
                     model="subject" if model == "subject" else self.base_sha256[:12],
-                    finish_reason="length" if len(one.ids) >= longest and not {*one.ids} & ends else "stop",
+                    finish_reason="stop" if one.ended else "length",
                     tokens_in=prompt_length,
                     tokens_out=len(one.ids),
                     # Of greedy replies nothing is made of them, and their last decimals are the machine's.
@@ -291,13 +308,15 @@ class ModelRunner:
 
         found: list[list[list[float]]] = []
         for some in self._together(prompts, continuations):
-            ids = [[self._encoder.said(text, ended=True) for text in several] for several in continuations[some]]
+            said = partial(self._encoder.said, ended=True, rationale=False)
+            ids = [[said(text) for text in several] for several in continuations[some]]
             # Rationales of one question follow each other; the question and its images are computed once.
             questions, begun = list[Prompt](), list[tuple[int, list[int]]]()
             for prompt in prompts[some]:
                 if not questions or questions[-1].sample is not prompt.sample:
                     questions.append(prompt)
-                begun.append((len(questions) - 1, self._encoder.said(prompt.prefix)))
+                prefix = self._encoder.said(_begun(prompt), rationale=prompt.rationale)
+                begun.append((len(questions) - 1, prefix))
             batch = self.prepare([replace(prompt, prefix="") for prompt in questions])
             found += score_continuations(self._network(model), batch, ids, begun)
         return found
@@ -328,7 +347,9 @@ class ModelRunner:
     def _encoder(self) -> Encoder:
         contract = self.contract
         processor = load_processor(self._files, min_pixels=contract.min_pixels, max_pixels=contract.max_pixels)
-        return Encoder(processor, contract)
+        # A base's own form may have a turn that the tuned model's has not; each prompt says which it has.
+        roles: tuple[Role, ...] = ("rationale",) if any(form.roles for form in self._forms.values()) else ()
+        return Encoder(processor, contract.model_copy(update={"roles": roles}))
 
     def _network(self, asked: Model) -> Any:
         from vcot.models.loading import load_adapter, load_base

@@ -48,6 +48,7 @@ class Prompt:
         frame: in which boxes of the earlier turns are written.
         prefix: how the reply begins; the model goes on from there.
         dialect: in which boxes of the earlier turns are written.
+        rationale: the reply begins with a rationale that is a turn of its own.
     """
 
     sample: Sample
@@ -56,6 +57,7 @@ class Prompt:
     frame: FrameSpec
     prefix: str = ""
     dialect: str = "vcot"
+    rationale: bool = False
 
 
 # --- forms -------------------------------------------------------------------------------------------------
@@ -67,6 +69,7 @@ class Form:
     `by_text` below one without; None: nothing does.
 
     `dialect` (one of vcot.grounding.DIALECTS) is what the model is expected to write; to read it needs no telling.
+    `roles`: what is a turn of its own in the conversation, as in a contract.
     """
 
     family: str
@@ -74,12 +77,13 @@ class Form:
     dialect: str
     instruction: str | None
     by_text: str | None
+    roles: tuple[str, ...] = ()
 
     @classmethod
     def tuned(cls, contract: Contract) -> Form:
         """The one that a model was tuned in."""
         below = contract.instruction
-        return cls("as tuned", contract.frame_spec.name, "vcot", below, below)
+        return cls("as tuned", contract.frame_spec.name, "vcot", below, below, contract.roles)
 
     def below(self, sample: Sample, way: Way = "ground") -> str | None:
         """What stands below the question. Of `look-again`: in its first turn."""
