@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.fakes.evaluating import sample
 from vcot.evaluation.rationales import rationales
+from vcot.evaluation.runner import Reply
+from vcot.evaluation.selection import question
+from vcot.evaluation.voting import MEASURES, select
+from vcot.records import Completion, Score
 
 BASE = Path(__file__).parents[2] / "examples" / "rehearsal"
 
@@ -32,6 +38,21 @@ def test_each_answer_once_after_each_rationale():
 def test_a_rationale_ends_with_the_mark_of_its_answer(text, prefix):
     found = rationales([text], None)
     assert (found.prefixes, found.answers) == ((prefix,), (" up",))
+
+
+def test_a_draw_that_an_earlier_version_kept_is_read_and_has_no_lacot():
+    verdict = Score(
+        sample="a", image=None, answer="right", true_boxes=None, predicted_boxes=0, matched=0, well_formed=True,
+        text="A disc.\nAnswer: red",
+    )  # fmt: skip
+    said = Completion(text=verdict.text, model="subject", finish_reason="stop", tokens_out=2, logprobs=(-1.0, -2.0))
+    kept: dict[str, Any] = {"model": "subject", "way": "ground", "condition": "real", "draw": 1}
+    stored = Reply(**kept, answer_logprobs=(-2.0,), completion=said, score=verdict).model_dump_json()
+    assert 'tokens":[' not in stored
+    assert "rationale_tokens" not in stored
+    found = select(question(sample("a"), [Reply.model_validate_json(stored)], None), measures=MEASURES)
+    assert found.missing == {"lacot": "the tokens of rationales and answers were not counted"}
+    assert found.chosen["marginal"] == 0
 
 
 def test_what_a_model_said_is_read_as_it_said_it():

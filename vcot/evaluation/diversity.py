@@ -16,7 +16,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import combinations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,11 @@ class Rationale:
         words = (word.strip(_AROUND) for word in unicodedata.normalize("NFKC", trace.text).casefold().split())
         return cls(tuple(filter(None, words)), trace.boxes)
 
+    @cached_property
+    def shingles(self) -> set[tuple[str, ...]]:
+        """Pairs of neighbouring words; of a single word, the word."""
+        return {self.words[at : at + 2] for at in range(max(len(self.words) - 1, min(len(self.words), 1)))}
+
 
 def same(one: Rationale, other: Rationale) -> bool:
     """Equal words, and as many boxes, each at IoU >= 0.5 with the other's of its place."""
@@ -76,15 +81,10 @@ def resemblance(one: Rationale, other: Rationale) -> float:
     """The Jaccard index of what two rationales consist of: pairs of neighbouring words (w-shingling with w = 2, Broder
     1997, On the resemblance and containment of documents) and boxes, where two at the same place of the order are one
     at IoU >= 0.5. Of two empty ones it is 1."""
-    ours, theirs = _shingles(one.words), _shingles(other.words)
+    ours, theirs = one.shingles, other.shingles
     boxes = _boxes_alike(one, other)
     either = len(ours | theirs) + len(one.boxes) + len(other.boxes) - boxes
     return (len(ours & theirs) + boxes) / either if either else 1.0
-
-
-def _shingles(words: Sequence[str]) -> set[tuple[str, ...]]:
-    """Pairs of neighbours; of a single word, the word."""
-    return {tuple(words[at : at + 2]) for at in range(max(len(words) - 1, min(len(words), 1)))}
 
 
 @dataclass(frozen=True)
