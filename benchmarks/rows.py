@@ -166,10 +166,11 @@ def _taught(sample: Sample) -> Sample:
 # --- what the two trainers read ----------------------------------------------------------------------------
 
 
-def encoder_of(base: Path, rows: RowSet) -> Encoder:
+def encoder_of(base: Path, rows: RowSet, **of_contract: Any) -> Encoder:
     """With 4 to as many visual tokens of an image as the rows ask for; nothing is made smaller to fit."""
     processor = load_processor(base, min_pixels=56 * 56, max_pixels=rows.max_pixels)
-    return Encoder(processor, contract_of(processor, mode="multimodal", frame="thousandths", max_length=1 << 14))
+    contract = contract_of(processor, mode="multimodal", frame="thousandths", max_length=1 << 14, **of_contract)
+    return Encoder(processor, contract)
 
 
 def examples(rows: RowSet, encoder: Encoder, path: Path) -> Examples:

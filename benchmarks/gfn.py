@@ -1,0 +1,259 @@
+"""A step of a GFlowNet of rationales, ours beside the way that LaCoT publishes, on the same rationales.
+
+    python -m benchmarks.gfn --questions 2        (`make bench-gfn`)
+
+As published: rationales are drawn without a cache, each token by a pass over prompt, image and all before it; the
+reward at each stop is a pass of its own; every rationale is learned from with a prompt of its own; the loss is a double
+loop over pairs of prefixes. Its defects are mended: the answer is the answer, the end counts once, no padding counts.
+Each way runs in a process of its own, of two threads as usual, so that its memory can be told; prompts are drawn with
+the same noise, and no rationale may end before it has its length. Losses have to agree to 1e-4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as jobs.train has it; before torch is loaded
+
+import torch
+
+from benchmarks.rows import ROOT, ROW_SETS, encoder_of, examples
+from vcot import logging
+from vcot.models.branches import as_it_was
+from vcot.models.decoding import Decoding
+from vcot.models.device import use_device
+from vcot.models.generation import _drawn, _noise, generate, prompts_of
+from vcot.models.loading import attach_lora, load_base, whole_model
+from vcot.stage import Bar
+from vcot.storage import Store
+from vcot.training.checkpoints import Checkpoints
+from vcot.training.config import GFNOptions, TrainingConfig
+from vcot.training.engine import RunContext
+from vcot.training.gfn import Asked, GFNTrainer
+from vcot.training.questions import Curriculum, Questions
+from vcot.training.replay import Trajectory
+from vcot.training.setup import training_arguments
+from vcot.training.subtb import interpolated, stops
+
+RATIONALES, BATCH = 6, 2
+"""Of each question; how many of them LaCoT computes together."""
+
+
+class Step:
+    """A trainer whose adapters are not where they began, and what it is asked."""
+
+    def __init__(self, base: Path, stride: int, tokens: int, folder: Path) -> None:
+        rows = ROW_SETS["scenes"](8)
+        self.encoder = encoder_of(base, rows, roles=("rationale",))
+        made = examples(rows, self.encoder, folder / "rows.parquet")
+        self.questions = Questions(
+            made, rows.samples, self.encoder, way="ground", file=folder / "samples", cache_bytes=1 << 30
+        )
+        torch.manual_seed(1)
+        self.model = attach_lora(load_base(base, dtype="float32"), r=16, alpha=32, dropout=0.0)
+        for value in self.model.parameters():
+            if value.requires_grad:
+                value.data.normal_(0, 0.02)
+        config = TrainingConfig(
+            tune="lora", dtype="float32", lora_r=16, lora_alpha=32, lora_dropout=0.0, batch_tokens=1 << 14, seed=1
+        )
+        options = GFNOptions(
+            num_generations=RATIONALES, questions_per_step=1, max_completion_length=tokens + 1, reward_stride=stride,
+            box_weight=0.0, answer_floor=0.0, learn_reference=False,
+        )  # fmt: skip
+        context = RunContext(folder)
+        arguments = training_arguments(
+            config, context, steps=1, accumulation=1, evaluating=False, checkpointing=False
+        )  # fmt: skip
+        self.trainer = GFNTrainer(
+            self.model, arguments, encoder=self.encoder, questions=self.questions, options=options,
+            curriculum=Curriculum(self.questions, 1, by_success=False), questions_per_step=1, compute=torch.float32,
+            start=0, keep=lambda *_: None, config=config, context=context, epoch=float, batches_per_step=1,
+            checkpoints=Checkpoints(Store(), str(folder / "kept"), folder / "local"),
+            bar=Bar("train", 1, "steps", shown=False),
+        )  # fmt: skip
+        self.stride, self.decoding = stride, Decoding(tokens, 1.0, RATIONALES, seed=1)
+        self.end, self.between = self.encoder.eos_token_ids[0], self.encoder.between
+        self.model.eval()
+
+    @contextmanager
+    def endless(self) -> Iterator[None]:
+        """No rationale ends before it has its length."""
+
+        def never(_: Any, __: Any, logits: torch.Tensor) -> torch.Tensor:
+            kept = logits.clone()
+            kept[..., list(self.encoder.eos_token_ids)] = -1e9
+            return kept
+
+        hook = whole_model(self.model).lm_head.register_forward_hook(never)
+        yield
+        hook.remove()
+
+
+class Ours(Step):
+    def draw(self, number: int) -> list[list[int]]:
+        with self.endless():
+            (drawn,) = generate(self.model, self.questions.prompts([number]), self.decoding, eos_token_ids=())
+        return [one.ids for one in drawn]
+
+    def judge(self, number: int, said: Sequence[Sequence[int]], asked: Asked) -> list[Trajectory]:
+        trajectories = [Trajectory(number, tuple(ids), torch.zeros(0)) for ids in said]
+        return list(self.trainer._judged(trajectories, {number: asked}))
+
+    def learn(self, judged: Sequence[Trajectory]) -> float:
+        return float(self.trainer._learn(self.trainer.model, judged, [1.0] * len(judged), 0))
+
+
+class Published(Step):
+    def passed(self, number: int, said: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Logits, float32 [rows, length, vocabulary], of passes over whole conversations of one length."""
+        batch = self.questions.prompts([number] * len(said))
+        more = torch.tensor([list(ids) for ids in said], dtype=torch.long)
+        for name, value in (("input_ids", more), ("attention_mask", more * 0 + 1), ("mm_token_type_ids", more * 0)):
+            batch[name] = torch.cat([batch[name], value], dim=1)
+        logits: torch.Tensor = self.model(**self.encoder.family.model_inputs(batch), use_cache=False).logits
+        return logits.float()[:, -more.shape[1] - 1 :]
+
+    @torch.no_grad()
+    def draw(self, number: int) -> list[list[int]]:
+        (prompt,) = prompts_of(whole_model(self.model), self.questions.prompts([number]))
+        noise = torch.from_numpy(_noise(prompt, self.decoding))
+        said: list[list[int]] = [[] for _ in range(RATIONALES)]
+        with self.endless():
+            for place in range(self.decoding.max_new_tokens):
+                chosen = _drawn(self.passed(number, said)[:, -1], noise[:, place])
+                said = [[*ids, int(token)] for ids, token in zip(said, chosen, strict=True)]
+        return said
+
+    def judge(self, number: int, said: Sequence[Sequence[int]], asked: Asked) -> list[Trajectory]:
+        judged = []
+        with torch.no_grad(), as_it_was(self.model):
+            for first in range(0, len(said), BATCH):
+                some = said[first : first + BATCH]
+                at = stops(len(some[0]), self.stride)
+                answers = [self.answers(number, [ids[:t] for ids in some], asked) for t in at]
+                tokens, ends = self.likely(number, some)
+                for row, ids in enumerate(some):
+                    likely = torch.nn.functional.pad(tokens[row].double().cumsum(0), (1, 0)) + ends[row].double()
+                    between = interpolated([float(each[row]) for each in answers], at)
+                    reward = (likely + torch.tensor(between, dtype=torch.float64)).float()
+                    judged.append(Trajectory(number, tuple(ids), reward, float(likely[-1])))
+        return judged
+
+    def answers(self, number: int, said: Sequence[Sequence[int]], asked: Asked) -> torch.Tensor:
+        """log P of the answer after each of these, [rows]."""
+        opened = [self.end, *self.between]
+        likely = self.passed(number, [[*ids, *opened, *asked.answer] for ids in said]).log_softmax(-1)
+        own = likely[:, -len(asked.answer) - 1 : -1]
+        return own.gather(2, torch.tensor(asked.answer)[None, :, None].expand(len(said), -1, 1))[:, :, 0].sum(1)
+
+    def likely(self, number: int, said: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """log-probabilities of tokens [rows, L] and of an end after each [rows, L + 1]."""
+        likely = self.passed(number, said).log_softmax(-1)
+        tokens = likely[:, :-1].gather(2, torch.tensor([list(ids) for ids in said])[:, :, None])[:, :, 0]
+        return tokens, likely[:, :, self.end]
+
+    def learn(self, judged: Sequence[Trajectory]) -> float:
+        total = 0.0
+        for first in range(0, len(judged), BATCH):
+            some = judged[first : first + BATCH]
+            tokens, ends = self.likely(some[0].question, [one.ids for one in some])
+            loss = torch.zeros(())
+            for row, one in enumerate(some):
+                said = torch.nn.functional.pad(tokens[row].cumsum(0), (1, 0))
+                along = one.log_reward - said - ends[row]
+                count = len(along)
+                pairs = sum(((along[apart:] - along[:-apart]) ** 2).sum() for apart in range(1, count))
+                loss = loss + pairs / (count * (count - 1) / 2) / len(judged)
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+
+def measured(way: type[Ours] | type[Published], base: Path, stride: int, tokens: int, questions: int) -> dict[str, Any]:
+    """Seconds of each part, loss and gradient of each question, and memory beyond that of the loaded model."""
+    with tempfile.TemporaryDirectory(prefix="gfn-") as folder:
+        step = way(base, stride, tokens, Path(folder))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        spent = {"draw": 0.0, "judge": 0.0, "learn": 0.0}
+        losses, norms, said = [], [], []
+        for number in range(questions):
+            asked = replace(step.trainer._asked(number, 0), reference=None)
+            at = [time.monotonic()]
+            ids = step.draw(number)
+            at.append(time.monotonic())
+            judged = step.judge(number, ids, asked)
+            at.append(time.monotonic())
+            step.model.zero_grad()
+            losses.append(step.learn(judged))
+            at.append(time.monotonic())
+            norms.append(
+                float(torch.stack([p.grad.norm() for p in step.model.parameters() if p.grad is not None]).norm())
+            )
+            said.append(ids)
+            for name, begun, ended in zip(spent, at, at[1:], strict=False):
+                spent[name] += (ended - begun) / questions
+        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
+    return {"seconds": spent, "losses": losses, "norms": norms, "said": said, "peak_mib": peak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, default=ROOT / "examples" / "rehearsal", help="folder of a base model")
+    parser.add_argument("--questions", type=int, default=2, help="that are asked")
+    parser.add_argument("--tokens", type=int, default=256, help="of each rationale")
+    parser.add_argument("--strides", default="8,16", help="tokens between two stops at which the answer is scored")
+    parser.add_argument("--way", choices=("ours", "published"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    use_device("cpu")
+    logging.configure()
+    logging.quiet()
+    strides = [int(stride) for stride in options.strides.split(",")]
+    if options.way is not None:
+        way = {"ours": Ours, "published": Published}[options.way]
+        print(json.dumps(measured(way, options.base, strides[0], options.tokens, options.questions)))
+        return
+    good = True
+    for stride in strides:
+        found = {}
+        for name in ("ours", "published"):
+            command = [
+                sys.executable, "-m", "benchmarks.gfn", "--way", name, "--base", str(options.base), "--strides",
+                str(stride), "--tokens", str(options.tokens), "--questions", str(options.questions),
+            ]  # fmt: skip
+            found[name] = json.loads(
+                subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1]
+            )
+        ours, theirs = found["ours"], found["published"]
+        whole = {name: sum(each["seconds"].values()) for name, each in found.items()}
+        apart = max(abs(a - b) / abs(b) for a, b in zip(ours["losses"], theirs["losses"], strict=True))
+        turned = max(abs(a - b) / abs(b) for a, b in zip(ours["norms"], theirs["norms"], strict=True))
+        same = ours["said"] == theirs["said"]
+        print(f"{RATIONALES} rationales of {options.tokens} tokens, stride {stride}: seconds a question (memory, MiB)")
+        for name, each in found.items():
+            parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in each["seconds"].items())
+            print(f"  {name:9} {whole[name]:7.2f} ({each['peak_mib']})   {parts}")
+        times = whole["published"] / whole["ours"]
+        print(
+            f"  {times:.1f} times; the same rationales: {'yes' if same else 'no'}; losses {apart:.1e} and lengths of "
+            f"gradients {turned:.1e} apart", flush=True,
+        )  # fmt: skip
+        good &= same and apart <= 1e-4 and times >= 10
+    if not good:
+        raise SystemExit("wanted: the same rationales, losses that agree to 1e-4, and ten times the speed")
+
+
+if __name__ == "__main__":
+    main()
