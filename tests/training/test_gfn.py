@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,14 @@ def test_the_reward_of_every_prefix_is_that_of_a_pass_of_its_own(toy_base: Path,
     assert (alone.log_reward - found[0].log_reward).abs().max() < 1e-3
 
 
+def test_what_was_said_twice_counts_twice(toy_base: Path, encoder: Any, tmp_path: Path) -> None:
+    trainer = trainer_of(toy_base, encoder, tmp_path, options(box_weight=0.0))
+    one, other = judged(trainer, (0, "The square."), (0, "I see a red square."))
+    twice = trainer._learn(trainer.model, [one, other, one], [1.0] * 3, 0)
+    alone = [trainer._learn(trainer.model, [each], [1.0], 0) for each in (one, other)]
+    assert float(twice) == pytest.approx(float(2 * alone[0] + alone[1]) / 3, rel=1e-4)
+
+
 def test_another_answer_is_another_reward(toy_base: Path, encoder: Any, tmp_path: Path) -> None:
     samples = [drawn(number)[0] for number in range(COUNT)]
     other = [one.model_copy(update={"answers": ("zebra",)}) for one in samples]
@@ -325,3 +334,90 @@ def test_settings_that_have_no_meaning_together_are_refused() -> None:
     assert "--gradient-checkpointing on with --method gfn" in found
     assert "log-rewards are below 0" in "\n".join(options(tolerance_start=0.5).faults())
     assert "leaves nothing of --max-completion-length=24" in "\n".join(options(min_rationale_length=24).faults())
+
+
+# --- exactness -----------------------------------------------------------------------------------------------
+
+LONGEST = 4
+
+
+class Grammar:
+    """The rehearsal model whose head knows a few words alone, of which a rationale has four at most: so all of its
+    rationales can be enumerated, and with them what is to be sampled."""
+
+    def __init__(self, encoder: Any, answer: str) -> None:
+        self.encoder = encoder
+        self.end = encoder.eos_token_ids[0]
+        self.answer = encoder.said(f"Answer: {answer}", ended=True, rationale=False)
+        words = {*self.answer[:-1], *encoder.said(" blue")}
+        self.words = sorted(words)
+        self.rationales = [z for length in range(LONGEST + 1) for z in product(self.words, repeat=length)]
+
+    def load(self, *arguments: Any, **named: Any) -> Any:
+        """In the place of `load_base`."""
+        from vcot.models.loading import load_base
+
+        model = load_base(*arguments, **named)
+        unknown = torch.ones(model.config.text_config.vocab_size, dtype=torch.bool)
+        unknown[[*self.words, self.end]] = False
+        model.lm_head.register_forward_hook(lambda _, __, logits: logits.masked_fill(unknown, -1e4))
+        return model
+
+    def posterior(self, model: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """(wanted, sampled) probabilities of all rationales of the one question in the batch."""
+        from vcot.models.branches import Branch, as_it_was, score_branches
+
+        branches = [Branch(0, z, (len(z),), self.answer) for z in self.rationales]
+        rows = torch.arange(len(branches))
+        lengths = torch.tensor([len(z) for z in self.rationales])
+
+        def scored() -> Any:
+            return model(
+                **batch,
+                want=lambda inner, **given: score_branches(
+                    inner, branches, end=self.end, between=self.encoder.between, **given
+                ),
+            )
+
+        with torch.no_grad():
+            now = scored()
+            with as_it_was(model):
+                was = scored()
+        said = now.tokens.sum(1) + torch.where(lengths == LONGEST, 0.0, now.ends[rows, lengths])
+        explained = was.tokens.sum(1) + was.ends[rows, lengths] + torch.tensor([each[0] for each in was.answers])
+        return explained.softmax(0), said.exp()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_under_a_grammar_the_model_samples_the_enumerated_posterior(
+    toy_base: Path, encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    grammar = Grammar(encoder, "red")
+    monkeypatch.setattr("vcot.training.setup.load_base", grammar.load)
+    samples = [drawn(number)[0].model_copy(update={"answers": ("red",)}) for number in range(COUNT)]
+    asked = questions(encoder, tmp_path / "asked", samples)
+    asked._rows = asked._rows[seed : seed + 1]  # one question
+    asked._places = asked._places[seed : seed + 1]
+    given = options(
+        num_generations=96, questions_per_step=1, max_completion_length=LONGEST, reward_stride=1, box_weight=0.0,
+        learn_reference=False, replay_share=0.0, explore_share=0.0, max_kl=100.0, max_malformed=1.0, max_cut_off=1.0,
+    )  # fmt: skip
+    changes = {
+        "max_steps": 150,
+        "learning_rate": 3e-3,
+        "lr_scheduler_type": "cosine",
+        "save_steps": 1000,
+        "batch_tokens": 4000,
+        "seed": seed,
+    }
+    result, _ = learn(toy_base, encoder, tmp_path, given, asked=asked, lora_r=16, lora_alpha=32.0, **changes)
+    wanted, sampled = grammar.posterior(result.model, asked.prompts([0]))
+    began = learn(toy_base, encoder, tmp_path / "began", given, asked=asked, **(changes | {"max_steps": 1, "learning_rate": 1e-9}))  # fmt: skip  # noqa: E501
+    _, at_first = grammar.posterior(began[0].model, asked.prompts([0]))
+    distance = float((wanted - sampled).abs().sum() / 2)
+    print(f"seed {seed}: total variation {float((wanted - at_first).abs().sum() / 2):.3f} → {distance:.4f}, "
+          f"{len(grammar.rationales)} rationales")  # fmt: skip
+    assert float(sampled.sum()) == pytest.approx(1, abs=1e-3)
+    assert (wanted - at_first).abs().sum() / 2 > 0.15
+    assert distance <= 0.05

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -177,14 +178,14 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
     # --- rewards -------------------------------------------------------------------------------------
 
     def _judged(self, trajectories: Sequence[Trajectory], asked: Mapping[int, Asked]) -> list[Trajectory]:
-        """With their rewards, by the model as it was."""
-        found: list[Trajectory] = []
-        for piece in self._pieces(trajectories):
+        """With their rewards, by the model as it was; what was said several times is judged once."""
+        found = {(one.question, one.ids): one for one in trajectories}
+        for piece in self._pieces(list(found.values())):
             with torch.no_grad(), as_it_was(self.model):
                 scored = self._scored(self.model, piece, asked)
             for row, one in enumerate(piece):
-                found.append(self._reward(one, scored, row))
-        return found
+                found[one.question, one.ids] = self._reward(one, scored, row)
+        return [found[one.question, one.ids] for one in trajectories]
 
     def _reward(self, one: Trajectory, scored: Scored, row: int) -> Trajectory:
         length = len(one.ids)
@@ -243,8 +244,11 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
             options.reward_temperature_start, options.reward_temperature_end, step, options.reward_temperature_steps
         )
         (total,) = of_all([sum(weights)], self.args.device)
-        by_one = dict(zip(map(id, together), weights, strict=True))
-        pieces = self._pieces(together)
+        times = Counter((one.question, one.ids) for one in together)  # what was said several times is computed once
+        weight_of = dict.fromkeys(times, 0.0)
+        for one, weight in zip(together, weights, strict=True):
+            weight_of[one.question, one.ids] += weight
+        pieces = self._pieces(list({(one.question, one.ids): one for one in together}.values()))
         summed = torch.zeros((), device=self.args.device)
         seen = {"kl": 0.0, "entropy": 0.0, "tokens": 0.0, "log_z": 0.0}
         for number, piece in enumerate(pieces):
@@ -256,12 +260,13 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
                 reward = _padded([one.log_reward for one in piece], scored.ends) / temperature
                 along = residuals(reward, scored.tokens, ends)
                 each = balance_loss(along, lengths, options.subtb_decay)
-                weight = torch.tensor([by_one[id(one)] for one in piece], device=summed.device)
+                weight = torch.tensor([weight_of[one.question, one.ids] for one in piece], device=summed.device)
                 # The engine averages gradients over ranks; what is wanted is their sum.
                 loss = (each * weight).sum() * self.context.ranks / max(total, 1.0)
                 self.accelerator.backward(loss)
             summed += loss.detach() / self.context.ranks
-            self._measure(seen, piece, scored, ends.detach(), along.detach(), lengths)
+            counts = torch.tensor([times[one.question, one.ids] for one in piece], device=summed.device)
+            self._measure(seen, piece, counts, scored, ends.detach(), along.detach(), lengths)
         rationales, *values = of_all([len(together), *seen.values()], self.args.device)
         kl, entropy, tokens, log_z = values
         self._seen |= {
@@ -278,18 +283,19 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         return scored.ends.masked_fill(full[None, :], 0.0)
 
     def _measure(
-        self, seen: dict[str, float], piece: Sequence[Trajectory], scored: Scored, ends: Tensor, along: Tensor,
-        lengths: Tensor,
+        self, seen: dict[str, float], piece: Sequence[Trajectory], counts: Tensor, scored: Scored, ends: Tensor,
+        along: Tensor, lengths: Tensor,
     ) -> None:  # fmt: skip
-        """Sums over the rationales: how far the model has moved on them, entropy, their estimates of log Σ R."""
+        """Sums over the rationales, each as often as it was said: how far the model has moved on them, entropy, their
+        estimates of log Σ R."""
         rows = torch.arange(len(piece), device=lengths.device)
         likely = scored.tokens.detach().sum(dim=1) + ends[rows, lengths]
         before = torch.tensor([one.log_likely for one in piece], device=lengths.device)
         there = torch.arange(scored.entropies.shape[1], device=lengths.device) <= lengths[:, None]
-        seen["kl"] += float((likely - before).sum())
-        seen["entropy"] += float(scored.entropies.where(there, 0).sum())
-        seen["tokens"] += float(there.sum())
-        seen["log_z"] += float(along[rows, lengths].sum())
+        seen["kl"] += float(((likely - before) * counts).sum())
+        seen["entropy"] += float((scored.entropies.where(there, 0).sum(dim=1) * counts).sum())
+        seen["tokens"] += float(((lengths + 1) * counts).sum())
+        seen["log_z"] += float((along[rows, lengths] * counts).sum())
 
     def _pieces(self, trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
         """In order, as many together as --batch-tokens has room for, prompts counted once; one at least."""
