@@ -59,6 +59,16 @@ def test_what_the_folder_says_of_itself_goes_before_its_family(tmp_path):
         form_of(tmp_path)
 
 
+@pytest.mark.parametrize("roles", [(("rationale",), ()), ((), ("rationale",))])
+def test_a_base_whose_rationales_are_no_turns_of_their_own_is_asked_so_too(tmp_path, roles):
+    """And one whose are, where those of the tuned model are not."""
+    tuned, own = (CONTRACT.model_copy(update={"roles": each}) for each in roles)
+    (tmp_path / "contract.json").write_text(json.dumps({"contract": own.model_dump(mode="json")}))
+    found = form_of(tmp_path, "auto", tuned, config={"model_type": "own"})
+    assert found is not None
+    assert (found.roles, found.frame) == (own.roles, "thousandths")
+
+
 @pytest.mark.parametrize(
     ("named", "model_type", "changed"),
     [

@@ -125,6 +125,34 @@ def test_several_ways_give_examples_of_each_row_and_are_counted_and_shown(tmp_pa
     assert list(examples(alone, marker)) == [one for one in found if one.way == "ground"]
 
 
+def test_the_rationale_can_be_a_turn_of_its_own(tmp_path: Path, toy_base: Path, processor: Any) -> None:
+    place = str(tmp_path / "run")
+    first, silent, held_out = rows(place, "ttv")
+    distilled(place, [[first, silent.model_copy(update={"reasoning": ()})], [held_out]])
+    given: dict[str, Any] = {"learn": "direct,ground", "without_reasoning": "ask"}
+    marker = tokenize(place, toy_base, roles="rationale", processes=2, **given)
+    assert marker.metadata.contract.roles == ("rationale",)
+    found = {one.id: one for one in examples(place, marker)}
+    assert list(found) == ["s0#direct", "s0#0", "s1#direct", "s1#question", "s2#direct", "s2#0"]
+    text = {name: processor.tokenizer.decode(list(one.ids)) for name, one in found.items()}
+    learned = text["s0#0"].partition("<|im_start|>rationale\n")[2]
+    assert learned == (
+        "The <ref>red disc</ref><box>[100, 100, 300, 300]</box> is at the top left.<|im_end|>\n"
+        "<|im_start|>assistant\nAnswer: top left<|im_end|>\n"
+    )
+    assert text["s1#question"].endswith("<|im_end|>\n<|im_start|>rationale\n")
+    page = (tmp_path / "run/tokenize/report.html").read_text()
+    assert "<tr><td>turns of their own</td><td>rationale</td></tr>" in page
+    plain = str(tmp_path / "plain")
+    marker = tokenize(plain, toy_base, input_uri=join(place, "distill"), **given)
+    assert "roles" not in marker.metadata.contract.model_dump()
+    usual = {one.id: one for one in examples(plain, marker)}
+    assert [usual[name] == one for name, one in found.items()] == [True, False, True, False, True, False]
+    assert "turns of their own" not in (tmp_path / "plain/tokenize/report.html").read_text()
+    with pytest.raises(ValueError, match="no such role: analyzer; there is rationale"):
+        settings_of(place, toy_base, roles="analyzer")
+
+
 def test_rows_without_reasoning_can_give_their_question_alone(tmp_path: Path, toy_base: Path) -> None:
     place = str(tmp_path / "run")
     first, second, third = rows(place, "ttv")

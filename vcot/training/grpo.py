@@ -296,10 +296,10 @@ class RewardedTrainer(Checkpointed, GRPOTrainer):  # type: ignore[misc]  # the l
 
     def _said_by_it(self, one: Generated) -> list[int]:
         """Of each token 1, or 0 where it teaches nothing."""
-        if self.mask_truncated_completions and not one.ended:
-            # Cut off at the very end of its rationale, its last token is an end, and TRL would take it for whole.
-            return [0] * len(one.ids)
-        put = put_there(one.ids, self.encoder.eos_token_ids, self.encoder.between)
+        ends = self.encoder.eos_token_ids
+        if self.mask_truncated_completions and not one.ended and one.ids[-1] in ends:
+            return [0] * len(one.ids)  # cut off at the very end of its rationale: TRL would take it for whole
+        put = put_there(one.ids, ends, self.encoder.between)
         return [int(place not in put) for place in range(len(one.ids))]
 
     def _count(self, everyones: Sequence[tuple[int, Rollout]], teaches: Sequence[bool]) -> None:
