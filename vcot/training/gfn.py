@@ -246,8 +246,8 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         (total,) = of_all([sum(weights)], self.args.device)
         times = Counter((one.question, one.ids) for one in together)  # what was said several times is computed once
         weight_of = dict.fromkeys(times, 0.0)
-        for one, weight in zip(together, weights, strict=True):
-            weight_of[one.question, one.ids] += weight
+        for one, own in zip(together, weights, strict=True):
+            weight_of[one.question, one.ids] += own
         pieces = self._pieces(list({(one.question, one.ids): one for one in together}.values()))
         summed = torch.zeros((), device=self.args.device)
         seen = {"kl": 0.0, "entropy": 0.0, "tokens": 0.0, "log_z": 0.0}
