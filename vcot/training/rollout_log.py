@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import groupby
@@ -93,14 +94,19 @@ class RolloutLog:
     def _group(self, group: Sequence[tuple[int, Rollout]]) -> dict[str, Any]:
         number = group[0][0]
         sample = self._questions.sample(number)
-        by_worth = sorted((one for _, one in group), key=lambda one: -(one.reward or 0))
+        times = Counter(one.text for _, one in group)
+        distinct = {one.text: one for _, one in group}.values()
+        by_worth = sorted(distinct, key=lambda one: -(one.reward or 0))
         chosen = by_worth if len(by_worth) <= REPLIES else [*by_worth[: REPLIES // 2], *by_worth[-REPLIES // 2 :]]
         picture, size = None, (0, 0)
         if sample.image is not None and (data := self._questions.image_bytes(number)):
             picture, size = images.decode(data[0], sample.id).pixels, (sample.image.width, sample.image.height)
         return {
             "sample": sample, "count": len(group), "mean": sum(one.reward or 0 for _, one in group) / len(group),
-            "replies": [{"rollout": one, "image": self._drawn(one, sample, picture, size)} for one in chosen],
+            "replies": [
+                {"rollout": one, "times": times[one.text], "image": self._drawn(one, sample, picture, size)}
+                for one in chosen
+            ],
         }  # fmt: skip
 
     def _drawn(self, rollout: Rollout, sample: Any, picture: Image.Image | None, size: tuple[int, int]) -> str | None:
@@ -144,7 +150,7 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
 
     steps = [line for line in lines if "reward" in line]
     names = sorted({name for line in steps for name in means_of_rewards(line)})
-    watched = ("boxes", "completions/mean_length", "malformed", "cut_off", "entropy", "kl")
+    watched = [name for name in _MEANS if any(line.get(name) is not None for line in steps)][:6]
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     first, *others = figure.subplot_mosaic([["r", "r", *"abc"], ["r", "r", *"def"]]).values()
     at = [line["step"] for line in steps]
@@ -157,9 +163,11 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
     first.set(title="rewards, mean of all replies", ylim=(-0.02, 1.02), xlabel="step")
     if names:
         first.legend(fontsize="small", frameon=False)
-    for axes, name in zip(others, watched, strict=True):
+    for axes, name in zip(others, watched, strict=False):
         axes.plot(at, curve(name), linewidth=1, color="#2b5fa8")
-        axes.set_title(_MEANS.get(name, name), fontsize="small")
+        axes.set_title(_MEANS[name], fontsize="small")
+    for axes in others[len(watched) :]:
+        axes.set_axis_off()
     for axes in (first, *others):
         axes.spines[["top", "right"]].set_visible(False)
     buffer = BytesIO()
@@ -169,6 +177,8 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 _MEANS = {
-    "boxes": "boxes of a reply", "completions/mean_length": "tokens of a reply", "malformed": "share malformed",
-    "cut_off": "share cut off", "entropy": "entropy [nats]", "kl": "distance (KL) [nats]",
+    "boxes": "boxes of a reply", "completions/mean_length": "tokens of a reply", "distinct": "share distinct",
+    "malformed": "share malformed", "cut_off": "share cut off", "entropy": "entropy [nats]",
+    "kl": "distance (KL) [nats]",
 }  # fmt: skip
+"""What is watched, in the order in which it is shown; six at most."""
