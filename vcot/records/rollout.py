@@ -27,5 +27,10 @@ class Rollout(Record):
     rewards: Mapping[str, float | None] = Field(
         default_factory=dict, description="0..1 by name; null where its sample has nothing to judge by"
     )
-    reward: float | None = Field(None, description="their weighed sum; null where nothing could be judged")
-    advantage: float = Field(0.0, description="how much better it is than the others of its group")
+    reward: float | None = Field(
+        None, description="their weighed sum, null where nothing could be judged; of a GFlowNet log R, natural"
+    )
+    advantage: float = Field(
+        0.0, description="how much better it is than the others of its group; of a GFlowNet by how many nats it is "
+        "drawn too seldom, beside them",
+    )  # fmt: skip

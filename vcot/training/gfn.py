@@ -89,6 +89,8 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         self._limit = options.max_completion_length
         self.spec, self.end = encoder.contract.frame_spec, encoder.eos_token_ids[0]
         self._seen: dict[str, float] = {}
+        # Of each rationale of a step, by how many nats it is drawn too seldom, but for a constant of its question.
+        self._too_seldom: dict[tuple[int, tuple[int, ...]], float] = {}
         super().__init__(model=model, args=arguments, train_dataset=Dataset.from_dict({"step": [0]}), **shared)
         self.remove_callback(PrinterCallback)
 
@@ -296,6 +298,9 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         seen["entropy"] += float((scored.entropies.where(there, 0).sum(dim=1) * counts).sum())
         seen["tokens"] += float(((lengths + 1) * counts).sum())
         seen["log_z"] += float((along[rows, lengths] * counts).sum())
+        self._too_seldom |= {
+            (one.question, one.ids): by for one, by in zip(piece, along[rows, lengths].tolist(), strict=True)
+        }
 
     def _pieces(self, trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
         """In order, as many together as --batch-tokens has room for, prompts counted once; one at least."""
@@ -339,12 +344,18 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
 
     def _tell(self, step: int, drawn: Sequence[Trajectory], texts: Sequence[Rollout], replayed: Sequence[Any]) -> None:
         """To guards, log, page, curriculum and replay; of all ranks, or one would do what is true of its few alone."""
+        seldom: dict[int, list[float]] = {}
+        for (number, _), by in self._too_seldom.items():
+            seldom.setdefault(number, []).append(by)
+        means = {number: sum(each) / len(each) for number, each in seldom.items()}
         own = [
             (one.question, told.model_copy(update={
                 "rewards": {"answer": one.answer, "boxes": one.boxes}, "reward": one.worth,
+                "advantage": self._too_seldom[one.question, one.ids] - means[one.question],
             }))
             for one, told in zip(drawn, texts, strict=True)
         ]  # fmt: skip
+        self._too_seldom = {}
         everyones = gather_object(own)
         if self.options.replay_share and self.args.max_steps * self.options.questions_per_step > len(self.questions):
             self.replay.add(gather_object(list(drawn)))  # some question is asked again
