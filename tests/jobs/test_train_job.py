@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from jobs.train import TrainSettings, run
 from tests.fakes.markers import stage_marker
 from tests.training.toy import *  # noqa: F403  (fixtures)
-from tests.training.toy import drawn, examples, loss_sum, tokenized, write_examples
+from tests.training.toy import drawn, encoder_of, examples, loss_sum, tokenized, write_examples
 from vcot.errors import InputError, Interrupted, SettingsError
 from vcot.records.metadata import DistillShardMetadata
 from vcot.records.shards import DISTILL, TOKENIZE, Folder, JsonLines, ShardWriter, read_marker
@@ -88,6 +88,10 @@ def read(place: Path | str, name: str) -> Any:
         ),
         (["--method", "grpo", "--lora-dropout", "0.1"], "--lora-dropout=0.1: replies are drawn and judged without"),
         (["--method", "grpo", "--packing", "on"], "--packing on: replies are padded; leave it out"),
+        (
+            ["--method", "gfn", "--tune", "full"],
+            "--tune full with --method gfn: rewards are what the model finds likely",
+        ),
         (["--batch-tokens", "0"], "--batch-tokens=0: input should be greater than 0"),
         (["--parallel", "fsdp"], "--parallel fsdp: weights in 4 bits are not divided; choose --tune lora"),
         (["--report-to", "none,foo"], "no such tracker: none, foo; there are tensorboard, wandb, mlflow, or none"),
@@ -312,6 +316,39 @@ def test_rewards_go_on_with_the_model_beside_the_examples(
     assert str(first / "train/model") in inputs
     names = [line["rewards"].keys() for line in read(second, "losses.json")]
     assert names == [{"answer", "boxes", "format", "length"}] * 2
+
+
+SAMPLING = {
+    "method": "gfn", "tune": "lora", "num_generations": "3", "questions_per_step": "2", "max_completion_length": "24",
+    "batch_tokens": "800", "max_steps": "3", "save_steps": "1", "answer_floor": "0",
+}  # fmt: skip
+
+
+def test_rationales_are_sampled_on_from_the_model_beside_the_examples_by_one_rank_as_by_two(
+    toy_base: Path, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    encoder = encoder_of(toy_base, roles=("rationale",))
+    first, whole, again = (tmp_path / name for name in ("first", "whole", "again"))
+    of_samples(first, encoder, 6)
+    train(first, toy_base, tune="lora", max_steps="2")
+    given = SAMPLING | {"input_uri": str(first / "tokenize")}
+    train(whole, toy_base, **given)
+    losses = read(whole, "losses.json")
+    assert [line["rewards"].keys() for line in losses] == [{"answer", "boxes"}] * 3
+    rows = pq.read_table(whole / "train/rollouts/steps-000001-000001.parquet").to_pylist()
+    assert len(rows) == 6
+    assert {"text", "reward_answer", "reward_boxes", "advantage", "reward"} <= rows[0].keys()
+    flags = SMALL | {"run_uri": str(again), "base_uri": str(toy_base), "nproc_per_node": "2"} | given
+    words = [word for name, v in flags.items() for word in (f"--{name.replace('_', '-')}", v)]
+    ended = subprocess.run(
+        [sys.executable, "-m", "jobs.train", *words], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    for ours, theirs in zip(read(again, "losses.json"), losses, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-3)
 
 
 def test_what_rewards_cannot_begin_with_is_refused(
