@@ -11,25 +11,16 @@ import pytest
 import torch
 
 from tests.training.toy import *  # noqa: F403  (fixtures)
-from tests.training.toy import BASE, MAX_PIXELS, MIN_PIXELS, Died, config, drawn, examples, weights, write_examples
+from tests.training.toy import COUNT, Died, config, drawn, encoder_of, in_rounds, questions, weights
 from vcot.errors import GateFailed, InputError, SettingsError
-from vcot.records.example import Examples
 from vcot.records.rollout import Rollout
 from vcot.storage import Store
 from vcot.training.config import GFNOptions
 
-COUNT = 6
-
 
 @pytest.fixture(scope="module")
 def encoder(toy_base: Path) -> Any:
-    from vcot.tokens import Encoder, contract_of, load_processor
-
-    processor = load_processor(BASE, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
-    contract = contract_of(
-        processor, mode="multimodal", frame="thousandths", max_length=512, roles=("rationale",)
-    )  # fmt: skip
-    return Encoder(processor, contract)
+    return encoder_of(toy_base, roles=("rationale",))
 
 
 def options(**changes: Any) -> GFNOptions:
@@ -38,47 +29,13 @@ def options(**changes: Any) -> GFNOptions:
     return GFNOptions(**usual | changes)
 
 
-def questions(encoder: Any, scratch: Path, samples: Any = None, reasonings: int = 2) -> Any:
-    from vcot.training.questions import Questions
-
-    scratch.mkdir(parents=True, exist_ok=True)
-    made = Examples([write_examples(scratch / "examples.parquet", examples(encoder, COUNT, 0, reasonings))])
-    own = [drawn(number)[0] for number in range(COUNT)] if samples is None else samples
-    return Questions(made, own, encoder, way="ground", file=scratch / "samples.jsonl", cache_bytes=1 << 20)
-
-
 def learn(
-    base: Path, encoder: Any, scratch: Path, given: GFNOptions | None = None, *, die_at: int | None = None,
-    adapter: Path | None = None, asked: Any = None, reasonings: int = 2, **changes: Any,
-) -> tuple[Any, dict[int, list[Rollout]]]:  # fmt: skip
+    base: Path, encoder: Any, scratch: Path, given: GFNOptions | None = None, **changes: Any
+) -> tuple[Any, dict[int, list[Rollout]]]:
     """The result, and the rationales of each step."""
-    from vcot.training.checkpoints import Checkpoints
-    from vcot.training.engine import RunContext
     from vcot.training.gfn import learn_to_sample
 
-    saves, kept = 0, dict[int, list[Rollout]]()
-
-    def saved() -> None:
-        nonlocal saves
-        saves += 1
-        if saves == die_at:
-            raise Died
-
-    def keep(step: int, rollouts: Any, _: Any) -> None:
-        kept[step] = [one for _, one in rollouts]
-
-    attempt = scratch / f"attempt-{len(list(scratch.glob('attempt-*')))}"
-    settings = {
-        "tune": "lora", "neftune_noise_alpha": 0.0, "lora_dropout": 0.0, "num_train_epochs": 1.0, "save_steps": 1,
-        "learning_rate": 1e-3, "lr_scheduler_type": "constant_with_warmup", "batch_tokens": 800, "max_steps": 3,
-    } | changes  # fmt: skip
-    result = learn_to_sample(
-        config(**settings), given or options(), base=base, base_uri="s3://b/base", adapter=adapter, encoder=encoder,
-        questions=asked or questions(encoder, attempt, reasonings=reasonings), keep=keep,
-        context=RunContext(attempt, saved=saved),
-        checkpoints=Checkpoints(Store(), str(scratch / "checkpoints"), attempt / "local", keep=1),
-    )  # fmt: skip
-    return result, kept
+    return in_rounds(learn_to_sample, given or options(), base, encoder, scratch, **{"batch_tokens": 800} | changes)
 
 
 def lines(result: Any) -> list[tuple[Any, ...]]:
@@ -162,7 +119,7 @@ def trainer_of(base: Path, encoder: Any, scratch: Path, given: GFNOptions, sampl
     for value in model.parameters():
         if value.requires_grad:
             value.data.normal_(0, 0.05)
-    asked = questions(encoder, scratch, samples)
+    asked = questions(encoder, scratch, samples=samples)
     context, settings = RunContext(scratch), config(tune="lora", lora_dropout=0.0, batch_tokens=800, max_steps=1)
     return GFNTrainer(
         model, training_arguments(settings, context, steps=1, accumulation=1, evaluating=False, checkpointing=False),
@@ -304,7 +261,7 @@ def test_what_does_not_fit_is_refused_with_the_number_that_would(toy_base: Path,
 def test_answers_longer_than_a_reply_are_counted_and_stop_it(toy_base: Path, encoder: Any, tmp_path: Path) -> None:
     samples = [drawn(n)[0].model_copy(update={"answers": ("far " * 40,)}) for n in range(COUNT)]
     with pytest.raises(InputError, match=r"the answer of train-\d has \d+ tokens, --max-completion-length"):
-        learn(toy_base, encoder, tmp_path, asked=questions(encoder, tmp_path / "q", samples))
+        learn(toy_base, encoder, tmp_path, asked=questions(encoder, tmp_path / "q", samples=samples))
 
 
 def test_one_rationale_for_everything_stops_it() -> None:
@@ -396,7 +353,7 @@ def test_under_a_grammar_the_model_samples_the_enumerated_posterior(
     grammar = Grammar(encoder, "red")
     monkeypatch.setattr("vcot.training.setup.load_base", grammar.load)
     samples = [drawn(number)[0].model_copy(update={"answers": ("red",)}) for number in range(COUNT)]
-    asked = questions(encoder, tmp_path / "asked", samples)
+    asked = questions(encoder, tmp_path / "asked", samples=samples)
     asked._rows = asked._rows[seed : seed + 1]  # one question
     asked._places = asked._places[seed : seed + 1]
     given = options(

@@ -9,14 +9,23 @@ from typing import Any
 import pytest
 
 from tests.training.toy import *  # noqa: F403  (fixtures)
-from tests.training.toy import Died, config, drawn, encoder_of, examples, tuned_adapter, weights, write_examples
+from tests.training.toy import (
+    COUNT,
+    Died,
+    drawn,
+    encoder_of,
+    examples,
+    in_rounds,
+    questions,
+    tuned_adapter,
+    weights,
+    write_examples,
+)
 from vcot.errors import GateFailed, InputError, SettingsError
 from vcot.records.example import Examples
 from vcot.records.rollout import Rollout
 from vcot.storage import Store
 from vcot.training.config import GRPOOptions, GuardOptions
-
-COUNT = 6
 
 
 def options(**changes: Any) -> GRPOOptions:
@@ -25,46 +34,13 @@ def options(**changes: Any) -> GRPOOptions:
     )
 
 
-def questions(encoder: Any, scratch: Path, count: int = COUNT, samples: Any = None, reasonings: int = 2) -> Any:
-    from vcot.training.questions import Questions
-
-    scratch.mkdir(parents=True, exist_ok=True)
-    made = Examples([write_examples(scratch / "examples.parquet", examples(encoder, count, 0, reasonings))])
-    own = [drawn(number)[0] for number in range(count)] if samples is None else samples
-    return Questions(made, own, encoder, way="ground", file=scratch / "samples.jsonl", cache_bytes=1 << 20)
-
-
 def learn(
-    base: Path, encoder: Any, scratch: Path, given: GRPOOptions | None = None, *, die_at: int | None = None,
-    adapter: Path | None = None, **changes: Any,
-) -> tuple[Any, dict[int, list[Rollout]]]:  # fmt: skip
+    base: Path, encoder: Any, scratch: Path, given: GRPOOptions | None = None, **changes: Any
+) -> tuple[Any, dict[int, list[Rollout]]]:
     """The result, and the replies of each step."""
-    from vcot.training.checkpoints import Checkpoints
-    from vcot.training.engine import RunContext
     from vcot.training.grpo import learn_from_rewards
 
-    saves, kept = 0, dict[int, list[Rollout]]()
-
-    def saved() -> None:
-        nonlocal saves
-        saves += 1
-        if saves == die_at:
-            raise Died
-
-    def keep(step: int, rollouts: Any, _: Any) -> None:
-        kept[step] = [one for _, one in rollouts]
-
-    attempt = scratch / f"attempt-{len(list(scratch.glob('attempt-*')))}"
-    settings = {
-        "tune": "lora", "neftune_noise_alpha": 0.0, "lora_dropout": 0.0, "num_train_epochs": 1.0, "save_steps": 1,
-        "learning_rate": 1e-3, "lr_scheduler_type": "constant_with_warmup", "batch_tokens": 400, "max_steps": 3,
-    } | changes  # fmt: skip
-    result = learn_from_rewards(
-        config(**settings), given or options(), base=base, base_uri="s3://b/base", adapter=adapter, encoder=encoder,
-        questions=questions(encoder, attempt), context=RunContext(attempt, saved=saved), keep=keep,
-        checkpoints=Checkpoints(Store(), str(scratch / "checkpoints"), attempt / "local", keep=1),
-    )  # fmt: skip
-    return result, kept
+    return in_rounds(learn_from_rewards, given or options(), base, encoder, scratch, **{"batch_tokens": 400} | changes)
 
 
 def lines(result: Any) -> list[tuple[Any, ...]]:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tests.fakes.teacher import Say, scripted_teacher
-from tests.training.test_grpo import learn, options, questions
+from tests.training.test_grpo import learn, options
 from tests.training.toy import *  # noqa: F403  (fixtures)
-from tests.training.toy import drawn, encoder_of
+from tests.training.toy import drawn, encoder_of, questions
 from vcot.errors import BudgetSpent, SettingsError
 from vcot.grounding import FrameSpec
 from vcot.records.rollout import Rollout

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tests.fakes.vllm import served
-from tests.training.test_grpo import learn, options, questions
+from tests.training.test_grpo import learn, options
 from tests.training.toy import *  # noqa: F403  (fixtures)
+from tests.training.toy import questions
 from vcot.errors import SettingsError, TemporaryError
 from vcot.models.decoding import Decoding
 

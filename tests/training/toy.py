@@ -165,11 +165,10 @@ class Died(BaseException):
     """As kill -9 does, but without a process."""
 
 
-def tune(base: Path, encoder: Any, made: Examples, scratch: Path, *, die_at: int | None = None, **changes: Any) -> Any:
-    """One training; what it saves is below `scratch`. With `die_at` it dies right after that checkpoint."""
+def _attempt(scratch: Path, die_at: int | None) -> dict[str, Any]:
+    """A context and checkpoints below `scratch`; with `die_at` it dies right after that checkpoint."""
     from vcot.training.checkpoints import Checkpoints
     from vcot.training.engine import RunContext
-    from vcot.training.sft import fine_tune
 
     saves = 0
 
@@ -181,10 +180,52 @@ def tune(base: Path, encoder: Any, made: Examples, scratch: Path, *, die_at: int
 
     attempt = scratch / f"attempt-{len(list(scratch.glob('attempt-*')))}"
     checkpoints = Checkpoints(Store(), str(scratch / "checkpoints"), attempt / "local", keep=1)
+    return {"context": RunContext(attempt, saved=saved), "checkpoints": checkpoints}
+
+
+def tune(base: Path, encoder: Any, made: Examples, scratch: Path, *, die_at: int | None = None, **changes: Any) -> Any:
+    """One training; what it saves is below `scratch`. With `die_at` it dies right after that checkpoint."""
+    from vcot.training.sft import fine_tune
+
     return fine_tune(
-        config(**changes), base=base, base_uri="s3://b/base", encoder=encoder, examples=made, checkpoints=checkpoints,
-        context=RunContext(attempt, saved=saved),
+        config(**changes), base=base, base_uri="s3://b/base", encoder=encoder, examples=made,
+        **_attempt(scratch, die_at),
     )  # fmt: skip
+
+
+COUNT = 6
+"""Questions that are asked."""
+
+
+def questions(encoder: Any, scratch: Path, count: int = COUNT, samples: Any = None, reasonings: int = 2) -> Any:
+    from vcot.training.questions import Questions
+
+    scratch.mkdir(parents=True, exist_ok=True)
+    made = Examples([write_examples(scratch / "examples.parquet", examples(encoder, count, 0, reasonings))])
+    own = [drawn(number)[0] for number in range(count)] if samples is None else samples
+    return Questions(made, own, encoder, way="ground", file=scratch / "samples.jsonl", cache_bytes=1 << 20)
+
+
+def in_rounds(
+    method: Any, options: Any, base: Path, encoder: Any, scratch: Path, *, die_at: int | None = None,
+    adapter: Path | None = None, asked: Any = None, reasonings: int = 2, **changes: Any,
+) -> tuple[Any, dict[int, list[Any]]]:  # fmt: skip
+    """The result of a training from its own replies, and the replies of each step."""
+    kept = dict[int, list[Any]]()
+
+    def keep(step: int, rollouts: Any, _: Any) -> None:
+        kept[step] = [one for _, one in rollouts]
+
+    settings = {
+        "tune": "lora", "neftune_noise_alpha": 0.0, "lora_dropout": 0.0, "num_train_epochs": 1.0, "save_steps": 1,
+        "learning_rate": 1e-3, "lr_scheduler_type": "constant_with_warmup", "max_steps": 3,
+    } | changes  # fmt: skip
+    given = _attempt(scratch, die_at)
+    result = method(
+        config(**settings), options, base=base, base_uri="s3://b/base", adapter=adapter, encoder=encoder, keep=keep,
+        questions=asked or questions(encoder, given["context"].scratch, reasonings=reasonings), **given,
+    )  # fmt: skip
+    return result, kept
 
 
 def tuned_adapter(base: Path, encoder: Any, scratch: Path) -> Path:
