@@ -119,8 +119,8 @@ bench-train: $(VENV) ## rows a second of training on this CPU, beside TRL's trai
 bench-grpo: $(VENV) ## learning from rewards beside TRL's trainer: the same losses and gradients, replies a second; BASE=folder ROUNDS=2 STEPS=6 SETS='scenes cells'
 	$(PY) -m benchmarks.grpo --base '$(or $(BASE),examples/rehearsal)' --rounds $(or $(ROUNDS),2) --steps $(or $(STEPS),6) $(if $(SETS),--sets $(SETS))
 
-bench-gfn: $(VENV) ## a step of a GFlowNet of rationales beside the published way: seconds, memory, the same loss; QUESTIONS=2 TOKENS=256 STRIDES=8,16
-	$(PY) -m benchmarks.gfn --base '$(or $(BASE),examples/rehearsal)' --questions $(or $(QUESTIONS),2) --tokens $(or $(TOKENS),256) \
+bench-gfn: $(VENV) ## a step of a GFlowNet of rationales beside the published way: seconds, memory, the same loss; QUESTIONS=8 TOKENS=256 STRIDES=8,16
+	$(PY) -m benchmarks.gfn --base '$(or $(BASE),examples/rehearsal)' --questions $(or $(QUESTIONS),8) --tokens $(or $(TOKENS),256) \
 		--strides '$(or $(STRIDES),8$(comma)16)'
 
 bench-gpu: $(VENV) ## MFU, memory, waiting and stalls of training a 7B on this GPU, beside TRL; without one at toy size (TOY=1); OUT=file

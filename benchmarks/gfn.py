@@ -1,10 +1,11 @@
 """A step of a GFlowNet of rationales, ours beside the way that LaCoT publishes, on the same rationales.
 
-    python -m benchmarks.gfn --questions 2        (`make bench-gfn`)
+    python -m benchmarks.gfn --questions 8        (`make bench-gfn`)
 
 As published: rationales are drawn without a cache, each token by a pass over prompt, image and all before it; the
 reward at each stop is a pass of its own; every rationale is learned from with a prompt of its own; the loss is a double
-loop over pairs of prefixes. Its defects are mended: the answer is the answer, the end counts once, no padding counts.
+loop over pairs of prefixes; one question at a time. Its defects are mended: the answer is the answer, the end counts
+once, no padding counts. Ours takes the questions of a step together, as the training does.
 Each way runs in a process of its own, of two threads as usual, so that its memory can be told; prompts are drawn with
 the same noise, and no rationale may end before it has its length. Losses have to agree to 1e-4.
 """
@@ -22,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +105,23 @@ class Step:
 
 
 class Ours(Step):
-    def draw(self, number: int) -> list[list[int]]:
+    def draw(self, numbers: Sequence[int]) -> list[list[list[int]]]:
         with self.endless():
-            (drawn,) = generate(self.model, self.questions.prompts([number]), self.decoding, eos_token_ids=())
-        return [one.ids for one in drawn]
+            replies = generate(self.model, self.questions.prompts(numbers), self.decoding, eos_token_ids=())
+        return [[one.ids for one in several] for several in replies]
 
-    def judge(self, number: int, said: Sequence[Sequence[int]], asked: Asked) -> list[Trajectory]:
-        trajectories = [Trajectory(number, tuple(ids), torch.zeros(0)) for ids in said]
-        return list(self.trainer._judged(trajectories, {number: asked}))
+    def judge(self, numbers: Sequence[int], said: Any, asked: Sequence[Asked]) -> list[list[Trajectory]]:
+        flat = [
+            Trajectory(number, tuple(ids), torch.zeros(0))
+            for number, several in zip(numbers, said, strict=True)
+            for ids in several
+        ]
+        judged = list(self.trainer._judged(flat, dict(zip(numbers, asked, strict=True))))
+        return [judged[first : first + RATIONALES] for first in range(0, len(judged), RATIONALES)]
 
-    def learn(self, judged: Sequence[Trajectory]) -> float:
-        return float(self.trainer._learn(self.trainer.model, judged, [1.0] * len(judged), 0))
+    def learn(self, judged: Sequence[Sequence[Trajectory]]) -> float:
+        flat = [one for several in judged for one in several]
+        return float(self.trainer._learn(self.trainer.model, flat, [1.0] * len(flat), 0))
 
 
 class Published(Step):
@@ -126,8 +134,17 @@ class Published(Step):
         logits: torch.Tensor = self.model(**self.encoder.family.model_inputs(batch), use_cache=False).logits
         return logits.float()[:, -more.shape[1] - 1 :]
 
+    def draw(self, numbers: Sequence[int]) -> list[list[list[int]]]:
+        return [self.draw_one(number) for number in numbers]
+
+    def judge(self, numbers: Sequence[int], said: Any, asked: Sequence[Asked]) -> list[list[Trajectory]]:
+        return [self.judge_one(*each) for each in zip(numbers, said, asked, strict=True)]
+
+    def learn(self, judged: Sequence[Sequence[Trajectory]]) -> float:
+        return sum(self.learn_one(several, len(judged)) for several in judged)
+
     @torch.no_grad()
-    def draw(self, number: int) -> list[list[int]]:
+    def draw_one(self, number: int) -> list[list[int]]:
         (prompt,) = prompts_of(whole_model(self.model), self.questions.prompts([number]))
         noise = torch.from_numpy(_noise(prompt, self.decoding))
         said: list[list[int]] = [[] for _ in range(RATIONALES)]
@@ -137,7 +154,7 @@ class Published(Step):
                 said = [[*ids, int(token)] for ids, token in zip(said, chosen, strict=True)]
         return said
 
-    def judge(self, number: int, said: Sequence[Sequence[int]], asked: Asked) -> list[Trajectory]:
+    def judge_one(self, number: int, said: Sequence[Sequence[int]], asked: Asked) -> list[Trajectory]:
         judged = []
         with torch.no_grad(), as_it_was(self.model):
             for first in range(0, len(said), BATCH):
@@ -165,7 +182,7 @@ class Published(Step):
         tokens = likely[:, :-1].gather(2, torch.tensor([list(ids) for ids in said])[:, :, None])[:, :, 0]
         return tokens, likely[:, :, self.end]
 
-    def learn(self, judged: Sequence[Trajectory]) -> float:
+    def learn_one(self, judged: Sequence[Trajectory], questions: int) -> float:
         total = 0.0
         for first in range(0, len(judged), BATCH):
             some = judged[first : first + BATCH]
@@ -176,43 +193,44 @@ class Published(Step):
                 along = one.log_reward - said - ends[row]
                 count = len(along)
                 pairs = sum(((along[apart:] - along[:-apart]) ** 2).sum() for apart in range(1, count))
-                loss = loss + pairs / (count * (count - 1) / 2) / len(judged)
+                loss = loss + pairs / (count * (count - 1) / 2) / len(judged) / questions
             loss.backward()
             total += float(loss.detach())
         return total
 
 
-def measured(way: type[Ours] | type[Published], base: Path, stride: int, tokens: int, questions: int) -> dict[str, Any]:
-    """Seconds of each part, loss and gradient of each question, and memory beyond that of the loaded model."""
+def measured(
+    way: type[Ours] | type[Published], base: Path, stride: int, tokens: int, questions: int, compared: int
+) -> dict[str, Any]:
+    """Seconds of a question by part, in a step of so many questions; loss, gradient and rationales of the first
+    `compared` of them; memory beyond that of the loaded model."""
     with tempfile.TemporaryDirectory(prefix="gfn-") as folder:
         step = way(base, stride, tokens, Path(folder))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        spent = {"draw": 0.0, "judge": 0.0, "learn": 0.0}
-        losses, norms, said = [], [], []
-        for number in range(questions):
-            asked = replace(step.trainer._asked(number, 0), reference=None)
-            at = [time.monotonic()]
-            ids = step.draw(number)
-            at.append(time.monotonic())
-            judged = step.judge(number, ids, asked)
-            at.append(time.monotonic())
-            step.model.zero_grad()
-            losses.append(step.learn(judged))
-            at.append(time.monotonic())
-            norms.append(
-                float(torch.stack([p.grad.norm() for p in step.model.parameters() if p.grad is not None]).norm())
-            )
-            said.append(ids)
-            for name, begun, ended in zip(spent, at, at[1:], strict=False):
-                spent[name] += (ended - begun) / questions
+        numbers = range(questions)
+        asked = [replace(step.trainer._asked(number, 0), reference=None) for number in numbers]
+        at = [time.monotonic()]
+        said = step.draw(numbers)
+        at.append(time.monotonic())
+        judged = step.judge(numbers, said, asked)
+        at.append(time.monotonic())
+        step.learn(judged)
+        at.append(time.monotonic())
         peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
-    return {"seconds": spent, "losses": losses, "norms": norms, "said": said, "peak_mib": peak}
+        spent = {
+            name: (b - a) / questions for name, (a, b) in zip(("draw", "judge", "learn"), pairwise(at), strict=True)
+        }
+        step.model.zero_grad()
+        loss = step.learn(judged[:compared])
+        length = float(torch.stack([p.grad.norm() for p in step.model.parameters() if p.grad is not None]).norm())
+    return {"seconds": spent, "loss": loss, "length": length, "said": said[:compared], "peak_mib": peak}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=ROOT / "examples" / "rehearsal", help="folder of a base model")
-    parser.add_argument("--questions", type=int, default=2, help="that are asked")
+    parser.add_argument("--questions", type=int, default=8, help="of a step of ours")
+    parser.add_argument("--compared", type=int, default=2, help="of these, that are asked in the published way, too")
     parser.add_argument("--tokens", type=int, default=256, help="of each rationale")
     parser.add_argument("--strides", default="8,16", help="tokens between two stops at which the answer is scored")
     parser.add_argument("--way", choices=("ours", "published"), help=argparse.SUPPRESS)
@@ -223,23 +241,24 @@ def main() -> None:
     strides = [int(stride) for stride in options.strides.split(",")]
     if options.way is not None:
         way = {"ours": Ours, "published": Published}[options.way]
-        print(json.dumps(measured(way, options.base, strides[0], options.tokens, options.questions)))
+        asked = options.questions, options.compared
+        print(json.dumps(measured(way, options.base, strides[0], options.tokens, *asked)))
         return
     good = True
     for stride in strides:
         found = {}
-        for name in ("ours", "published"):
+        for name, questions in (("ours", options.questions), ("published", options.compared)):
             command = [
                 sys.executable, "-m", "benchmarks.gfn", "--way", name, "--base", str(options.base), "--strides",
-                str(stride), "--tokens", str(options.tokens), "--questions", str(options.questions),
+                str(stride), "--tokens", str(options.tokens), "--questions", str(questions),
+                "--compared", str(options.compared),
             ]  # fmt: skip
             found[name] = json.loads(
                 subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1]
             )
         ours, theirs = found["ours"], found["published"]
         whole = {name: sum(each["seconds"].values()) for name, each in found.items()}
-        apart = max(abs(a - b) / abs(b) for a, b in zip(ours["losses"], theirs["losses"], strict=True))
-        turned = max(abs(a - b) / abs(b) for a, b in zip(ours["norms"], theirs["norms"], strict=True))
+        apart, longer = (abs(ours[name] - theirs[name]) / abs(theirs[name]) for name in ("loss", "length"))
         same = ours["said"] == theirs["said"]
         print(f"{RATIONALES} rationales of {options.tokens} tokens, stride {stride}: seconds a question (memory, MiB)")
         for name, each in found.items():
@@ -248,7 +267,7 @@ def main() -> None:
         times = whole["published"] / whole["ours"]
         print(
             f"  {times:.1f} times; the same rationales: {'yes' if same else 'no'}; losses {apart:.1e} and lengths of "
-            f"gradients {turned:.1e} apart", flush=True,
+            f"gradients {longer:.1e} apart", flush=True,
         )  # fmt: skip
         good &= same and apart <= 1e-4 and times >= 10
     if not good:

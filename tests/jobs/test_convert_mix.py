@@ -266,7 +266,7 @@ def test_with_a_mix_the_command_line_names_no_source() -> None:
         "frame": "pixels", "questions": "where", "categories": "x", "category_names": "a=b", "absent": 1,
         "absent_by": "random", "unmatched_annotations": "ignore", "phrasings": "one", "scenes": 1, "min_pixels": 1,
         "max_pixels": 1, "without_image": "keep", "world": "routes", "steps": "1", "side": 4, "held_out": 1,
-        "held_out_steps": "1", "reasoning_steps": "1", "written": "places",
+        "held_out_steps": "1", "reasoning_steps": "1", "written": "places", "min_routes": "2",
     }  # fmt: skip
     assert set(some) == set(OF_A_PART)
     with pytest.raises(SettingsError) as caught:

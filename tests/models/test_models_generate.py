@@ -157,7 +157,7 @@ def test_behind_a_rationale_what_leads_to_the_answer_is_put_and_the_reply_goes_o
     seen = set()
     for number, draws in zip(numbers, found, strict=True):
         batch = prompts(encoder, [number])
-        [prompt] = generation._prompts(model, batch)
+        [prompt] = generation.prompts_of(model, batch)
         for draw, whole in enumerate(draws):
 
             def said(batch: dict[str, Any], used: int, draw: int = draw, prompt: Any = prompt) -> Generated:
