@@ -17,12 +17,13 @@ from trl import GRPOTrainer
 
 from vcot.training.agent import Agent
 from vcot.training.engine import Checkpointed, RunCallback
+from vcot.training.gfn import GFNTrainer
 from vcot.training.grpo import RewardedTrainer
 from vcot.training.guards import Guards
 from vcot.training.sft import SFTTrainer
 
 OVERRIDDEN: dict[tuple[type, tuple[type, ...]], dict[str, str]] = {
-    (Trainer, (Checkpointed, SFTTrainer)): {
+    (Trainer, (Checkpointed, SFTTrainer, GFNTrainer)): {
         "_get_grad_norm": "model grad_norm",
         "_get_num_items_in_batch": "batch_samples device",
         "_load_from_checkpoint": "resume_from_checkpoint model",
@@ -37,6 +38,7 @@ OVERRIDDEN: dict[tuple[type, tuple[type, ...]], dict[str, str]] = {
         "get_batch_samples": "epoch_iterator num_batches device",
         "get_train_dataloader": "",
         "log": "logs start_time",
+        "training_step": "model inputs num_items_in_batch",
     },
     (GRPOTrainer, (RewardedTrainer,)): {
         "_compute_loss": "model inputs",

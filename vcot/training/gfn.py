@@ -117,9 +117,6 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         drawn, references = judged[: len(drawn)], judged[len(drawn) :]
         together = [*drawn, *replayed, *(references if self.options.learn_reference else [])]
         weights = self._weights(together, references, asked, step)
-        weights = [
-            0.0 if asked[one.question].too_long else weight for one, weight in zip(together, weights, strict=True)
-        ]
         loss = self._learn(model, together, weights, step)
         self._tell(step, drawn, texts, replayed)
         return loss
