@@ -435,6 +435,11 @@ def disagreements(config: TrainingConfig, options: RolloutOptions) -> Iterator[s
         yield "--rollouts vllm with --use-dora: vLLM knows no DoRA; leave one of them out"
 
 
+_FROM_OWN_REPLIES: dict[str, Any] = {
+    "neftune_noise_alpha": 0.0, "lora_dropout": 0.0, "weight_decay": 0.0, "lr_scheduler_type": "constant_with_warmup",
+    "num_train_epochs": 1.0, "early_stopping_patience": 0,
+}  # fmt: skip
+
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "sft": Method("It learns the examples' replies, token by token.", "--base-uri s3://models/base", NoOptions),
@@ -443,10 +448,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "difference (GRPO, by TRL). Begin with a model that is right in 30 to 70 % of its tries.",
             "--base-uri s3://models/base --from-uri s3://runs/first/train/model",
             GRPOOptions,
-            {
-                "learning_rate": 1e-5, "neftune_noise_alpha": 0.0, "lora_dropout": 0.0, "weight_decay": 0.0,
-                "lr_scheduler_type": "constant_with_warmup", "num_train_epochs": 1.0, "early_stopping_patience": 0,
-            },
+            _FROM_OWN_REPLIES | {"learning_rate": 1e-5},
         ),
         "gfn": Method(
             "It learns to draw rationales in proportion to how well they explain the answer, so that several good ones "
@@ -454,10 +456,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "rationale.",
             "--base-uri s3://models/base --from-uri s3://runs/first/train/model",
             GFNOptions,
-            {
-                "learning_rate": 5e-5, "neftune_noise_alpha": 0.0, "lora_dropout": 0.0, "weight_decay": 0.0,
-                "lr_scheduler_type": "constant_with_warmup", "num_train_epochs": 1.0, "early_stopping_patience": 0,
-            },
+            _FROM_OWN_REPLIES | {"learning_rate": 5e-5},
         ),
     }
 )  # fmt: skip
