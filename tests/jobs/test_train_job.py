@@ -346,9 +346,12 @@ def test_rationales_are_sampled_on_from_the_model_beside_the_examples_by_one_ran
         [sys.executable, "-m", "jobs.train", *words], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
-    for ours, theirs in zip(read(again, "losses.json"), losses, strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
-        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-3)
+    by_two = read(again, "losses.json")
+    assert len(by_two) == 3
+    # Of the first step, whose weights are the same to the bit: later a draw may fall otherwise by a rounding.
+    assert by_two[0]["loss"] == pytest.approx(losses[0]["loss"], rel=1e-4)
+    assert by_two[0]["gradient_norm"] == pytest.approx(losses[0]["gradient_norm"], rel=1e-3)
+    assert read(again, "_done/stage.json")["metadata"]["ranks"] == 2
 
 
 def test_what_rewards_cannot_begin_with_is_refused(
