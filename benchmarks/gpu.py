@@ -7,7 +7,7 @@ text, tokenised and prepared by the rehearsal base's processor, whose ids the mo
 adapters of rank 16 on the language model, on bfloat16 and on NF4 weights, each in a process of its own; so one that
 fails or runs out of memory leaves the others. Nothing is downloaded.
 
-Of each: MFU, the share of the card's peak by `benchmarks.flops` (what a step needs: no recomputing, no padding);
+Of each: MFU, the share of the card's peak by `vcot.training.flops` (what a step needs: no recomputing, no padding);
 tokens and rows a second after two steps of warm-up; memory by part; seconds to the first step, of waiting for batches,
 and that training stood still for a checkpoint. The exit code is 1 where a training failed.
 """
@@ -160,11 +160,13 @@ def measure(
     import torch
 
     from benchmarks import trainings
-    from benchmarks.flops import PEAKS, step_flops
     from benchmarks.rows import encoder_of, examples, visual
     from vcot import logging
     from vcot.models.device import device, use_device
     from vcot.models.loading import prepare_model
+    from vcot.models.shapes import Shapes
+    from vcot.training.config import TrainingConfig
+    from vcot.training.flops import PEAKS, step_flops
 
     use_device("cpu" if toy and not torch.cuda.is_available() else "cuda")
     logging.configure("lines")
@@ -200,9 +202,8 @@ def measure(
         memory.end()
         wall = clock.wall[-1] - clock.wall[WARM - 1]
         batches = clock.batches[WARM : WARM + steps]
-        needed = [
-            step_flops(config, lengths=b.lengths, learned=b.learned, grids=b.grids, r=trainings.R) for b in batches
-        ]
+        shapes, adapters = Shapes.of(config.to_dict()), TrainingConfig(tune="lora", lora_r=trainings.R)
+        needed = [step_flops(shapes, adapters, lengths=b.lengths, learned=b.learned, grids=b.grids) for b in batches]
         flops = sum(each.total for each in needed)
         card = torch.cuda.get_device_name(0) if on_gpu else ""
         peak = next((value for word, value in PEAKS.items() if word in card), None)

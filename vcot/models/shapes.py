@@ -246,9 +246,10 @@ def _internvl(config: Mapping[str, Any]) -> Shapes:
     )  # fmt: skip
     places = ((side // patch_size) ** 2 + 1) * hidden if vision.get("use_absolute_position_embeddings", True) else 0
     last = 0 if vision.get("use_mean_pooling", True) else 2 * hidden
+    kind = text.get("model_type", "qwen2")
     return Shapes(
-        text=_text(text, biases=text.get("model_type", "qwen2") == "qwen2", head_norms=text.get("model_type") == "qwen3"),
-        vision=tower, **_shared(config, text), vision_rest=(patch + 1) * hidden + hidden + places + last,
+        text=_text(text, biases=kind == "qwen2", head_norms=kind == "qwen3"), vision=tower, **_shared(config, text),
+        vision_rest=(patch + 1) * hidden + hidden + places + last,
         mergers=((merged, out), (out, out)), merger_rest=2 * out + 2 * merged, patch=patch, merge=merge,
         patch_size=patch_size, window=0, whole_layers=tower.layers, fixed_side=side,
     )  # fmt: skip

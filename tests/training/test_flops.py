@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from benchmarks.flops import step_flops
 from benchmarks.rows import encoder_of, examples, visual
 from benchmarks.trainings import Batch
 from tests.training.toy import BASE, loss_sum
 from vcot.models.loading import attach_lora, load_base
+from vcot.models.shapes import Shapes
+from vcot.training.config import TrainingConfig
 from vcot.training.data import Collator, SFTDataset
+from vcot.training.flops import step_flops
 
 
 def _forward(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
@@ -60,8 +62,9 @@ def test_the_formula_is_what_torch_counts(windowed: Path, tmp_path: Path) -> Non
             loss_sum(model, batch).backward()
         about = Batch.of(batch, tokens)
         formula = step_flops(
-            model.config, lengths=about.lengths, learned=about.learned, grids=about.grids, r=8, causal=False
-        )
+            Shapes.read(windowed), TrainingConfig(tune="lora", lora_r=8), lengths=about.lengths, learned=about.learned,
+            grids=about.grids, causal=False,
+        )  # fmt: skip
         assert formula.total == pytest.approx(counter.get_total_flops(), rel=0.02)
         assert min(formula.language, formula.adapters, formula.attention, formula.head, formula.vision) > 0
 
