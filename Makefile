@@ -2,8 +2,8 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lint test local-train local-compare local-clean minio s3 push-base push-example pages rehearsal-base reasoning-base reason-demo bench-kill bench-ranks bench-convert bench-distill bench-tokenize bench-storm \
-	bench-evaluate bench-train bench-grpo bench-gfn bench-gpu bench-probe requirements schemas golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
+.PHONY: help venv lint test plan local-train local-compare local-clean minio s3 push-base push-example pages rehearsal-base reasoning-base reason-demo bench-kill bench-ranks bench-convert bench-distill bench-tokenize bench-storm \
+	bench-evaluate bench-train bench-grpo bench-gfn bench-gpu bench-probe bench-plan requirements schemas golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
 WILL_DO := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -129,6 +129,9 @@ bench-gpu: $(VENV) ## MFU, memory, waiting and stalls of training a 7B on this G
 bench-probe: $(VENV) ## does evaluate --probe tell a model that uses its boxes from one that does not? Trains both (CPU); OUT=folder
 	$(PY) -m benchmarks.probe --out '$(or $(OUT),build/probe)'
 
+bench-plan: $(VENV) ## memory of trainings as planned and as measured here (CPU or GPU), a process each; BASE=folder OUT=file
+	$(PY) -m benchmarks.plan $(if $(filter command,$(firstword $(origin BASE))),--base '$(BASE)') --out '$(or $(OUT),build/plan.json)'
+
 # --- on Kubernetes ---
 
 REGISTRY ?= localhost/
@@ -192,6 +195,13 @@ BASE ?= $(if $(wildcard $(EXAMPLE)/config.json),$(EXAMPLE),examples/rehearsal)
 local-train: $(VENV) settings-are-known ## convert, distill, tokenize, train and evaluate on this computer, with MinIO
 	@$(PY) -m jobs.pipeline --where local --run-id '$(RUN_ID)' --example '$(EXAMPLE)' --base '$(BASE)'
 
+# Of an overlay the base is where its settings say, unless BASE names a folder here; of that only config.json is needed.
+plan: $(VENV) settings-are-known ## what a run will take before it starts: make plan [EXAMPLE= BASE=], or OVERLAY=k8s/overlays/gpu; GPU= GPUS= PRICE= ROWS= CALIBRATE=1
+	@$(PY) -m jobs.pipeline --plan --run-id '$(RUN_ID)' \
+		$(if $(filter command,$(firstword $(origin OVERLAY))),--overlay '$(OVERLAY)' $(if $(filter command,$(firstword $(origin BASE))),--base '$(BASE)'),--example '$(EXAMPLE)' --base '$(BASE)') \
+		$(if $(GPU),--gpu '$(GPU)') $(if $(GPUS),--gpus '$(GPUS)') $(if $(PRICE),--gpu-hour-usd '$(PRICE)') \
+		$(if $(ROWS),--rows '$(ROWS)') $(if $(CALIBRATE),--calibrate) $(if $(JSON),--plan-json '$(JSON)')
+
 local-compare: $(VENV) ## evaluations of runs on this computer side by side, in .local/comparison: RUNS='first second'
 	@test -n '$(RUNS)' || { echo "Which? make local-compare RUNS='first second'"; exit 64; }
 	@$(PY) -m tools.s3server --serve .local/s3 -- $(PY) -m jobs.evaluate --run-uri .local --compare $(RUNS:%=s3://vcot/runs/%)
@@ -233,7 +243,7 @@ s3: $(VENV) ## the S3 server of local-train alone, until Ctrl-C, to look at what
 STAGES := CONVERT_% DISTILL_% TOKENIZE_% TRAIN_% EVALUATE_% PIPELINE_%
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 $(foreach name,$(filter $(STAGES),$(GIVEN)),$(eval export VCOT_$(name) := $$($(name))))
-UNKNOWN := $(filter-out $(STAGES) VCOT_% AWS_% RUN_ID EXAMPLE BASE PYTHON PY MINIO TESTS KILLS SEED -% MAKE%,$(GIVEN))
+UNKNOWN := $(filter-out $(STAGES) VCOT_% AWS_% RUN_ID EXAMPLE BASE OVERLAY GPU GPUS PRICE ROWS CALIBRATE JSON PYTHON PY MINIO TESTS KILLS SEED -% MAKE%,$(GIVEN))
 
 .PHONY: settings-are-known
 settings-are-known:

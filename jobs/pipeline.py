@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
 from vcot import logging
 from vcot.errors import SettingsError
+from vcot.pipeline.estimate_options import EstimateOptions
 from vcot.pipeline.orchestrator import Clock, Plan, make_plan, orchestrate
-from vcot.settings import PREFIX, STAGES, CommaSeparated, Declared, setting
+from vcot.settings import PREFIX, STAGES, CommaSeparated, Declared, Group, setting, variable
 from vcot.stage import launch, stop
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = ROOT / "k8s" / "base" / "settings"
 
 
-class PipelineSettings(Declared):
+class PipelineSettings(EstimateOptions, Declared):
     """Runs convert, distill, tokenize, train and evaluate one after another.
 
     --where local       Every stage is a process with settings of its own: VCOT_<STAGE>_<NAME> in the environment
@@ -36,6 +38,7 @@ class PipelineSettings(Declared):
     """
 
     stage: ClassVar[str] = "pipeline"
+    groups: ClassVar[tuple[Group, ...]] = (Group("the plan", tuple(EstimateOptions.model_fields)),)
 
     run_id: str | None = setting(
         None,
@@ -76,6 +79,9 @@ class PipelineSettings(Declared):
 
 
 def run(settings: PipelineSettings) -> None:
+    if settings.plan:
+        estimate_run(settings)
+        return
     {"local": run_here, "kubernetes": run_on_cluster}[settings.where](settings)
 
 
@@ -146,6 +152,59 @@ def run_here(settings: PipelineSettings) -> None:
     logging.get().info("finished", seconds=round(seconds))
 
 
+def estimate_run(settings: PipelineSettings) -> None:
+    """Says what a run would take, by the settings that it would have, and starts nothing."""
+    from rich.console import Console
+
+    from vcot.pipeline.local import LocalExecutor
+
+    # Folders of this computer are read where they lie: nothing is put into storage.
+    given = {"EXAMPLE_URI": settings.example, "BASE_URI": settings.base}
+    places = {name: str(_folder(name, folder)) for name, folder in given.items() if folder is not None}
+    env_files = [SETTINGS] + ([Path(settings.example) / "settings"] if settings.example else [])
+    if settings.overlay is not None:
+        from vcot.pipeline.estimate import settings_folders
+
+        env_files = settings_folders(SETTINGS, settings.overlay)
+    *_, plan = plans_here(settings, env_files, places)
+    LocalExecutor().check(plan)  # the refusals of the stages themselves
+    variables = {step.stage: step.environment for step in plan.steps}
+    if missing := [stage for stage in STAGES if stage not in variables]:
+        raise SettingsError(f"--plan is of a whole run; --only, --until and --from-run leave out {', '.join(missing)}")
+    stages = {stage: _settings_of(stage, values) for stage, values in variables.items()}
+    if settings.base is not None:  # also of an overlay, whose base lies elsewhere
+        stages["train"] = type(stages["train"]).of(
+            stages["train"].model_dump(exclude_unset=True) | {"base_uri": places["BASE_URI"]}
+        )
+    from vcot.pipeline.estimate import estimate
+    from vcot.pipeline.estimate_table import show
+
+    with contextlib.ExitStack() as within:
+        if "://" in plan.run_uri and _has_storage(settings):
+            within.enter_context(_storage(settings))
+        found = estimate(stages, plan.run_uri, settings)
+    show(found, stages["train"], Console(width=None if sys.stdout.isatty() else 100))
+    if settings.plan_json is not None:
+        settings.plan_json.write_text(found.to_json() + "\n")
+
+
+def _has_storage(settings: PipelineSettings) -> bool:
+    """Whether runs of this computer have left anything: else no server is started to be told so."""
+    return settings.server == "own" and (settings.local_folder / "s3").is_dir()
+
+
+def _settings_of(stage: str, variables: Mapping[str, str]) -> Any:
+    """A stage's settings as it would have them of these variables; its module is found by its name, as a process is."""
+    module = importlib.import_module(f"jobs.{stage}")
+    (kind,) = {
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Declared) and getattr(value, "stage", None) == stage
+    }
+    names = {variable(kind, name): name for name in kind.model_fields}
+    return kind.of({names[name]: value for name, value in variables.items() if name in names and value})
+
+
 def plans_here(settings: PipelineSettings, env_files: Sequence[Path], places: Mapping[str, str]) -> list[Plan]:
     """The plan of this run, and before it that of the run that it begins with, where there is one.
 
@@ -175,11 +234,16 @@ def plans_here(settings: PipelineSettings, env_files: Sequence[Path], places: Ma
     return [make_plan(first, settings.runs_uri, before, until="train"), plan]
 
 
-def _place(name: str, folder: str, runs_uri: str) -> str:
-    """Where a folder is put, beside the runs: what EXAMPLE_URI and BASE_URI stand for in settings files."""
+def _folder(name: str, folder: str) -> Path:
     path = Path(folder).resolve()
     if not path.is_dir():
         raise SettingsError(f"--{name.removesuffix('_URI').lower()}={folder}: there is no such folder")
+    return path
+
+
+def _place(name: str, folder: str, runs_uri: str) -> str:
+    """Where a folder is put, beside the runs: what EXAMPLE_URI and BASE_URI stand for in settings files."""
+    path = _folder(name, folder)
     scheme, separator, rest = runs_uri.rpartition("://")
     place = f"{scheme}{separator}{rest.split('/')[0]}" if separator else str(Path(rest).parent)
     return f"{place}/examples/{path.name}"

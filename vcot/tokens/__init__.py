@@ -10,4 +10,12 @@ torch and transformers are imported by `load_processor`, not before.
 """
 
 from vcot.records import Contract
-from vcot.tokens.encoder import Encoder, contract_of, is_processor_file, load_processor, native_frame, prompt_text
+from vcot.tokens.encoder import (
+    Encoder,
+    Measured,
+    contract_of,
+    is_processor_file,
+    load_processor,
+    native_frame,
+    prompt_text,
+)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import zlib
 from collections.abc import Iterable, Sequence
@@ -74,6 +75,18 @@ class _Fitted(NamedTuple):
     @property
     def tokens(self) -> int:
         return len(self.ids)
+
+
+class Measured(NamedTuple):
+    """Of an example: its tokens, those of them that are learned, and the grids of its images, in patches."""
+
+    tokens: int
+    learned: int
+    grids: tuple[tuple[int, int, int], ...]
+
+    @property
+    def patches(self) -> int:
+        return sum(math.prod(grid) for grid in self.grids)
 
 
 class _Template(NamedTuple):
@@ -174,10 +187,7 @@ class Encoder:
             if (image.width, image.height) != size:
                 there = f"the image is {image.width}x{image.height} pixels"
                 return refuse(sample, Reason.IMAGE_SIZE_DIFFERS, f"{there}, the sample says {size[0]}x{size[1]}")
-        trace = None if alternative == ALONE else reasoning_by(sample, way)[alternative]
-        if way == "reason" and trace is not None and not trace.text.strip():
-            return refuse(sample, Reason.NO_REASONING, "its reasoning is boxes alone, without words")
-        fitted = self._fit(sample, trace, way, sizes)
+        fitted = self._fitted(sample, alternative, way, sizes)
         if isinstance(fitted, Rejection):
             return fitted
         kept, grids, shrunk = [], [], False
@@ -192,7 +202,7 @@ class Encoder:
                 own = buffer.getvalue()
             kept.append(own)
         return Example(
-            id=f"{sample.id}#{_NAMES[way].format('question' if trace is None else alternative)}",
+            id=f"{sample.id}#{_NAMES[way].format('question' if alternative == ALONE else alternative)}",
             sample=sample.id,
             alternative=alternative,
             split="train" if sample.origin.split == "train" else "validation",
@@ -203,6 +213,23 @@ class Encoder:
             shrunk=shrunk,
             way=way,
         )
+
+    def measured(self, sample: Sample, alternative: int, way: LearnedWay = "ground") -> Measured | Rejection:
+        """What `example` would make, from the sizes of its images alone: none is read."""
+        fitted = self._fitted(sample, alternative, way, _kept_sizes(sample))
+        if isinstance(fitted, Rejection):
+            return fitted
+        visible = fitted.shown if self.contract.mode == "multimodal" else []
+        grids = tuple(self._grid(size) for size in visible)
+        return Measured(fitted.tokens, fitted.tokens - fitted.labels.count(IGNORED), grids)
+
+    def _fitted(
+        self, sample: Sample, alternative: int, way: LearnedWay, sizes: Sequence[Size]
+    ) -> _Fitted | Rejection:  # fmt: skip
+        trace = None if alternative == ALONE else reasoning_by(sample, way)[alternative]
+        if way == "reason" and trace is not None and not trace.text.strip():
+            return refuse(sample, Reason.NO_REASONING, "its reasoning is boxes alone, without words")
+        return self._fit(sample, trace, way, sizes)
 
     def _fit(self, sample: Sample, trace: Trace | None, way: LearnedWay, sizes: Sequence[Size]) -> _Fitted | Rejection:
         """The example with its images as they are or, where it is too long so, with the largest that fit: each with

@@ -22,7 +22,6 @@ from transformers import TrainerCallback
 
 from vcot.models.device import compute_dtype, device
 from vcot.models.families import family_in
-from vcot.models.loading import whole_model
 from vcot.models.shapes import Shapes
 from vcot.records.example import IGNORED
 from vcot.stage import Bar
@@ -88,7 +87,6 @@ def calibrate(config: TrainingConfig, base: Path, batch: BatchShape, *, steps: i
     model, compute = model_to_train(config, base, str(base))
     items = [_item(base, batch, number) for number in range(batch.rows)]
     accumulation = config.gradient_accumulation_steps
-    text = whole_model(model).config.text_config
     with tempfile.TemporaryDirectory(prefix="calibrate-") as scratch:
         context = RunContext(Path(scratch))
         batches = [list(range(batch.rows))] * (steps * accumulation)
@@ -99,7 +97,7 @@ def calibrate(config: TrainingConfig, base: Path, batch: BatchShape, *, steps: i
             trainer = _Unsaved(
                 model, training_arguments(
                     config, context, steps=steps, accumulation=accumulation, evaluating=False,
-                    checkpointing=twice(config, base, text, compute, 1),
+                    checkpointing=twice(config, base, compute),
                 ),
                 config=config, context=context, checkpoints=Checkpoints(Store(), scratch, Path(scratch)),
                 compute=compute_dtype(config.dtype), bar=bar, epoch=float, batches_per_step=accumulation,

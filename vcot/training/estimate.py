@@ -15,6 +15,7 @@ Legend: N tokens of a batch, padding included; P patches of its images; e bytes 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +29,9 @@ DtypeName = Literal["bfloat16", "float32"]
 
 CONTEXT = 1 << 30
 """Of a GPU beside what torch allocates: CUDA's context, cuBLAS' workspace (0.5 to 0.8 GiB), and gaps between blocks."""
+
+ERROR = 0.1
+"""How far a plan may be from what is measured (docs/log.md)."""
 
 NF4_BITS = 4.127
 """A number in 4 bits, with a scale of 8 bits for each 64 and, of these, one of 32 bits for each 256 (double
@@ -74,6 +78,17 @@ class Load:
     tokens: float
     patches: float
     learned: float
+
+
+def batch_of(load: Load, shapes: Shapes) -> BatchShape:
+    """Rows that are alike and together have about this: of some 500 tokens, or of an image where there are any."""
+    side = shapes.fixed_side // shapes.patch_size if shapes.fixed_side else 0
+    rows = max(1, round(load.patches / side**2 if side else load.tokens / 500))
+    if not side:
+        side = shapes.merge * max(0, round(math.sqrt(load.patches / rows) / shapes.merge))
+    text = max(8, round(load.tokens / rows) - side * side // shapes.merge**2)
+    learned = min(text - 2, max(1, round(load.learned / rows)))
+    return BatchShape(rows, text, learned, (side, side) if load.patches else (0, 0), shapes.merge)
 
 
 @dataclass(frozen=True)
@@ -142,6 +157,32 @@ class Memory:
             images,
             peak,
         )
+
+
+def fits(memory: Memory, gpu: int) -> bool:
+    """Whether it does even where the plan is too low by as much as it has been found to be."""
+    return memory.peak * (1 + ERROR) + CONTEXT <= gpu
+
+
+def divides(shapes: Shapes, config: TrainingConfig, *, ranks: int, memory: int | None) -> bool:
+    """Whether each of the ranks holds a part of every weight (--parallel). memory: bytes of a GPU; None: a CPU."""
+    if ranks == 1 or memory is None or config.parallel != "auto" or config.tune == "qlora":
+        return config.parallel == "fsdp" and ranks > 1
+    whole = Memory.of(shapes, config, Load(1, 0, 1), dtype="bfloat16", ranks=ranks)
+    return whole.peak >= 0.7 * memory  # the rest is for activations
+
+
+def checkpoints(
+    shapes: Shapes, config: TrainingConfig, *, dtype: DtypeName, memory: int | None, ranks: int = 1,
+    sharded: bool = False,
+) -> bool:  # fmt: skip
+    """Whether activations are computed twice (--gradient-checkpointing): on a GPU that cannot keep those of the largest
+    batch that there may be."""
+    if config.gradient_checkpointing != "auto" or memory is None:
+        return config.gradient_checkpointing == "on"
+    n = config.batch_tokens
+    load = Load(n, n * shapes.merge**2, n)
+    return not fits(Memory.of(shapes, config, load, dtype=dtype, ranks=ranks, sharded=sharded), memory)
 
 
 def _weights(shapes: Shapes, config: TrainingConfig, e: int, *, images: bool) -> tuple[float, float, float]:

@@ -40,7 +40,6 @@ from vcot.errors import InputError, SettingsError
 from vcot.grounding import parse, split_answer
 from vcot.models.decoding import Decoding
 from vcot.models.generation import Generated, put_there
-from vcot.models.loading import whole_model
 from vcot.models.loss import needs_vision
 from vcot.records import Sample
 from vcot.records.rollout import Rollout
@@ -415,7 +414,7 @@ def learn_from_rewards(
     at_once = rows_at_once(rows, config.batch_tokens, questions.longest + options.max_completion_length)
     arguments = training_arguments(
         config, context, steps=rounds.steps, accumulation=rows // at_once, evaluating=False,
-        checkpointing=twice(config, base, whole_model(model).config.text_config, compute, 1),
+        checkpointing=twice(config, base, compute, ranks=context.ranks),
         ddp_find_unused_parameters=needs_vision(model),  # a batch of questions without images leaves it out
         kind=GRPOConfig, per_device_train_batch_size=at_once, steps_per_generation=rows // at_once,
         temperature=options.temperature, max_completion_length=options.max_completion_length,

@@ -103,7 +103,7 @@ def fine_tune(
             arguments = training_arguments(
                 config, context, steps=len(plan.steps), accumulation=batches.per_step,
                 evaluating=validation is not None, evaluating_first=start.lacks_evaluation,
-                checkpointing=twice(config, base, whole_model(model).config.text_config, compute, shards),
+                checkpointing=twice(config, base, compute, ranks=context.ranks, parts=shards),
             )  # fmt: skip
             checkpoints.whole = partial(announce, context)
             with Bar("train", len(plan.steps), "steps", shown=context.first) as bar:
