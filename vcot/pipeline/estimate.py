@@ -217,14 +217,18 @@ def _dtype(config: TrainingConfig, gpu: str) -> DtypeName:
 
 def _convert(settings: Any, data: Data) -> StageEstimate:
     copies = data.image_bytes if settings.ingest else 0.0
-    return StageEstimate(
-        Range.exactly(data.rows), Range.around(data.kept * (data.sample_bytes + copies), 0.0 if data.exact else 0.3)
-    )
+    made = Range.around(data.kept * (data.sample_bytes + copies), 0.3)
+    return StageEstimate(Range.exactly(data.rows), _stored(data, "convert", made))
+
+
+def _stored(data: Data, stage: str, estimated: Range) -> Range:
+    """What a finished stage has, else what is estimated."""
+    return Range.exactly(data.done[stage]) if stage in data.done else estimated
 
 
 def _distill(settings: Any, data: Data) -> StageEstimate:
     """What a teacher costs: the requests of the strategy's own estimate, for the rows that were looked at."""
-    stored = Range.around(data.kept * data.sample_bytes * 1.5, 0.3)
+    stored = _stored(data, "distill", Range.around(data.kept * data.sample_bytes * 1.2, 0.3))
     rows = Range.exactly(data.kept)
     if settings.teacher != "openai" or not data.to_teach:
         return StageEstimate(rows, stored, usd=Range.exactly(0) if settings.teacher != "openai" else None)
@@ -254,8 +258,7 @@ def _tokenize(data: Data, work: _Work) -> StageEstimate:
     number = data.times * len(data.examples)
     tokens = data.times * sum(row.tokens for row in data.examples)
     visual = data.times * sum(row.patches for row in data.examples) / work.merge**2
-    size = data.done.get("tokenize")
-    stored = Range.exactly(size) if size else Range.around(number * data.image_bytes + 3 * tokens, 0.3)
+    stored = _stored(data, "tokenize", Range.around(number * data.image_bytes + 2 * tokens, 0.3))
     return StageEstimate(Range.exactly(number), stored, data.count(tokens), data.count(visual))
 
 

@@ -26,7 +26,8 @@ def show(found: Estimate, config: Any, console: Console) -> None:
     """config: of the training."""
     console.print("[italic]What it will take: expected, and from low to high where it is not counted[/]")
     table = Table()
-    for name in ("stage", "rows", "tokens", "visual", "steps", "storage", "FLOPs", "GPU time", "US$"):
+    time = "time" if found.gpu == "cpu" else "GPU time"
+    for name in ("stage", "rows", "tokens", "visual", "steps", "storage", "FLOPs", time, "US$"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for name, one in found.stages.items():
         counts = [_cell(value, COUNTS) for value in (one.rows, one.tokens, one.visual, one.steps)]
@@ -34,7 +35,7 @@ def show(found: Estimate, config: Any, console: Console) -> None:
         table.add_row(name, *counts, _cell(one.stored, SIZES), flops, _cell(one.gpu_hours, HOURS), _usd(one.usd))
     console.print(table)
     console.print(
-        f"[italic]Memory of train on each {found.gpu}, for a batch of {found.load.tokens:,.0f} tokens and "
+        f"[italic]Memory of train on {'this computer' if found.gpu == 'cpu' else f'each {found.gpu}'}, for a batch of {found.load.tokens:,.0f} tokens and "
         f"{found.load.patches:,.0f} patches[/]", highlight=False,
     )  # fmt: skip
     table = Table("part")
@@ -45,9 +46,12 @@ def show(found: Estimate, config: Any, console: Console) -> None:
         "gradients": "gradients", "optimiser": "optimiser",
         "kept": "activations that are kept" + (", the rest made twice" if found.checkpointing else ""),
         "working": "activations of the layer at work", "logits": "logits", "images": "images",
+        "kernels": "a CPU's kernels, past torch",
         "peak": "[bold]the most at once",
     }  # fmt: skip
     for part, value in asdict(found.memory).items():
+        if part == "kernels" and not value:
+            continue
         table.add_row(parts[part], f"{value / 2**30:.3f}", f"{value / found.gpu_bytes:.1%}")
     console.print(table)
     if told := found.calibrated:

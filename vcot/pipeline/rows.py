@@ -11,11 +11,12 @@ Nothing is written to storage, and no model is asked.
 
 from __future__ import annotations
 
+import gzip
 import math
 import statistics
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,8 @@ class Data:
             evaluate can ask about.
         examples: a few or all of those that are learned or held out. times: how many each of them stands for.
         spread: how far the sum of their tokens may be off, 0..1. learned: share of their tokens.
-        sample_bytes, image_bytes: of a row in storage. by_size: images' pixels as they are.
-        teaching: Samples that a teacher is still to be asked about, for its estimate; times the same.
+        sample_bytes: of a Sample in storage. image_bytes: of the images of an example. done: stage → bytes of those
+        that are finished. to_teach: Samples that a teacher is still to be asked about, for its estimate; times the same.
     """
 
     basis: str
@@ -101,7 +102,7 @@ class Data:
     times: float
     spread: float
     learned: float
-    sample_bytes: float = 600.0
+    sample_bytes: float = 100.0
     image_bytes: float = 100_000.0
     to_teach: tuple[Sample, ...] = ()
     times_to_teach: float = 1.0
@@ -136,12 +137,13 @@ def data_of(settings: Mapping[str, Any], run_uri: str, base_uri: str, typical: T
     store = Store()
     if typical is not None:
         return _assumed(typical)
-    if (found := _tokenized(store, settings["train"].input_uri or join(run_uri, "tokenize"))) is not None:
+    if (found := _tokenized(store, settings, run_uri)) is not None:
         return found
     try:
         with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
             some = _samples(store, settings, run_uri) or _input(store, settings["convert"], Path(scratch))
-            return _taught(store, settings, some, base_uri, Path(scratch))
+            found = _taught(store, settings, some, base_uri, Path(scratch))
+            return replace(found, done=_done(store, settings, run_uri))
     except VcotError as error:
         raise InputError(
             f"{error}\nSo rows cannot be looked at. Say how many there are with --rows, and what they are like with "
@@ -171,22 +173,38 @@ def _assumed(typical: Typical) -> Data:
     )  # fmt: skip
 
 
-def _tokenized(store: Store, uri: str) -> Data | None:
+def _tokenized(store: Store, settings: Mapping[str, Any], run_uri: str) -> Data | None:
+    uri = settings["train"].input_uri or join(run_uri, "tokenize")
     if (marker := finished(store, uri, TOKENIZE)) is None:
         return None
     files = [file for shard in marker.shards for file in shard.files]
-    size = sum(file.size for file in files)
     with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
-        rows = Examples(ShardCache(store, uri, files, Path(scratch), max(size, 1))).rows
+        rows = Examples(ShardCache(store, uri, files, Path(scratch), max(_size(marker), 1))).rows
     metadata = [shard.metadata for shard in marker.shards]
-    tokens = sum(row.tokens for row in rows)
-    tests = sum(one.test_rows for one in metadata)
+    before = finished(store, settings["distill"].input_uri or join(run_uri, "convert"), CONVERT)
+    counts = (before or marker).row_counts
     validation = len({row.sample for row in rows if row.split == "validation"})
     return Data(
-        f"counted in {uri}", marker.row_counts.rows, marker.row_counts.kept, tests or validation, tuple(rows), 1.0,
-        spread=0.0, learned=sum(one.learned for one in metadata) / max(tokens, 1),
-        image_bytes=size / max(len(rows), 1), done={"tokenize": size},
+        f"counted in {uri}", counts.rows, counts.kept, sum(one.test_rows for one in metadata) or validation,
+        tuple(rows), 1.0, spread=0.0,
+        learned=sum(one.learned for one in metadata) / max(sum(row.tokens for row in rows), 1),
+        image_bytes=_size(marker) / max(len(rows), 1), done=_done(store, settings, run_uri),
     )  # fmt: skip
+
+
+def _size(marker: StageMarker[Any, Any]) -> int:
+    return sum(file.size for shard in marker.shards for file in shard.files)
+
+
+def _done(store: Store, settings: Mapping[str, Any], run_uri: str) -> dict[str, int]:
+    """Stage → bytes of its shards, of those that are finished."""
+    places = {
+        CONVERT: settings["distill"].input_uri or join(run_uri, "convert"),
+        DISTILL: settings["tokenize"].input_uri or join(run_uri, "distill"),
+        TOKENIZE: settings["train"].input_uri or join(run_uri, "tokenize"),
+    }
+    found = {kind.name: finished(store, uri, kind) for kind, uri in places.items()}
+    return {name: _size(marker) for name, marker in found.items() if marker is not None}
 
 
 @dataclass(frozen=True)
@@ -199,7 +217,6 @@ class _Looked:
     samples: tuple[Sample, ...]
     looked: int
     taught: bool
-    done: Mapping[str, int] = field(default_factory=dict)
 
 
 def _samples(store: Store, settings: Mapping[str, Any], run_uri: str) -> _Looked | None:
@@ -214,10 +231,9 @@ def _samples(store: Store, settings: Mapping[str, Any], run_uri: str) -> _Looked
         shards = [iter(read_shard(store, uri, shard)) for shard in marker.shards]
         each = -(-LOOKED_AT // max(len(shards), 1))
         some = tuple(chain.from_iterable(islice(shard, each) for shard in shards))
-        size = sum(file.size for shard in marker.shards for file in shard.files)
         return _Looked(
-            f"{kept:,} rows counted in {uri}, {len(some):,} of them looked at", marker.row_counts.rows, kept, some,
-            len(some), taught=kind is DISTILL, done={kind.name: size},
+            f"{kept:,} rows counted in {uri}, {len(some):,} of them looked at", kept, kept, some, len(some),
+            taught=kind is DISTILL,
         )  # fmt: skip
     return None
 
@@ -302,9 +318,9 @@ def _taught(store: Store, settings: Mapping[str, Any], found: _Looked, base_uri:
     stored = [image.kept for sample in found.samples for image in sample.images]
     return Data(
         found.basis, found.rows, found.kept, held_out * times, rows, times, spread=min(error, 0.9), learned=learned,
-        sample_bytes=statistics.fmean(len(one.model_dump_json()) for one in found.samples),
+        sample_bytes=len(gzip.compress(b"".join(one.line() for one in found.samples))) / len(found.samples),
         image_bytes=_image_bytes(store, [image.uri for image in stored]),
-        to_teach=tuple(to_teach), times_to_teach=times, done=found.done,
+        to_teach=tuple(to_teach), times_to_teach=times,
     )  # fmt: skip
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import gc
 import json
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from vcot.models.device import compute_dtype, device
+from vcot.models.device import device
 from vcot.models.families import family_in
 from vcot.models.shapes import Shapes
 from vcot.records.example import IGNORED
@@ -51,9 +52,6 @@ class Calibration:
     tokens_per_step: int
     steps: int
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
 
 class _Unsaved(SFTTrainer):
     def _save_checkpoint(self, *_: Any, **__: Any) -> None:
@@ -82,6 +80,16 @@ def calibrate(config: TrainingConfig, base: Path, batch: BatchShape, *, steps: i
 
     Raises what loading a base and training raise: InputError, SettingsError, torch.OutOfMemoryError.
     """
+    if device().type == "cuda":
+        return _steps(config, base, batch, steps)
+    # Once with a row of a few tokens: what libraries load when they are first used is none of the training's.
+    side = min(batch.grid[0], 2 * batch.merge)
+    _steps(config, base, BatchShape(1, 16, 8, (side, side), batch.merge), COLD + 1)
+    gc.collect()
+    return _steps(config, base, batch, steps)
+
+
+def _steps(config: TrainingConfig, base: Path, batch: BatchShape, steps: int) -> Calibration:
     _return_at_once(True)
     before = _now()
     model, compute = model_to_train(config, base, str(base))
@@ -100,7 +108,7 @@ def calibrate(config: TrainingConfig, base: Path, batch: BatchShape, *, steps: i
                     checkpointing=twice(config, base, compute),
                 ),
                 config=config, context=context, checkpoints=Checkpoints(Store(), scratch, Path(scratch)),
-                compute=compute_dtype(config.dtype), bar=bar, epoch=float, batches_per_step=accumulation,
+                compute=compute, bar=bar, epoch=float, batches_per_step=accumulation,
                 train=DataLoader(items, batch_sampler=batches, collate_fn=collate), validation=None,  # type: ignore[arg-type]
             )  # fmt: skip
             trainer.add_callback(watch)
@@ -112,21 +120,24 @@ def calibrate(config: TrainingConfig, base: Path, batch: BatchShape, *, steps: i
 
 
 def _item(base: Path, batch: BatchShape, number: int) -> Item:
-    """A row as SFTDataset gives it."""
+    """A row as SFTDataset gives it: every other image is larger, and its text shorter."""
     config, shapes, family = json.loads((base / "config.json").read_bytes()), Shapes.read(base), family_in(base)
     image = int(config["image_token_id"])
     dice = torch.Generator().manual_seed(number)
-    words = torch.randint(shapes.vocabulary - 1, (batch.text,), generator=dice)
+    rows, columns = batch.grid
+    if rows > shapes.merge and shapes.fixed_side is None:
+        # Images of one size would need no padding in attention, as those of a data set do.
+        rows += shapes.merge * (-1) ** number
+    visual = torch.full((rows * columns // shapes.merge**2,), image)
+    words = torch.randint(shapes.vocabulary - 1, (batch.tokens - len(visual),), generator=dice)
     words[words == image] = shapes.vocabulary - 1
     if (start := config.get("vision_start_token_id")) is not None:
         words[0] = start
-    visual = torch.full((batch.visual,), image)
     ids = torch.cat([words[:1], visual, words[1:]])
     labels = torch.full_like(ids, IGNORED)
     labels[-batch.learned :] = ids[-batch.learned :]
     grids, pixels = [], None
-    if batch.visual:
-        rows, columns = batch.grid
+    if len(visual):
         grids = [(1, rows, columns)]
         shape = (rows * columns, shapes.patch)
         if shapes.fixed_side is not None:

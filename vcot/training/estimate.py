@@ -110,6 +110,7 @@ class Memory:
     working: float
     logits: float
     images: float
+    kernels: float
     peak: float
 
     @classmethod
@@ -145,18 +146,10 @@ class Memory:
             max(before, gradients * run.late) + seen + working,  # the first layer's
             gradients,  # the optimiser's step
         )
-        peak = static + images + max(moments)
-        return cls(
-            weights / parts + whole,
-            adapters,
-            gradients + buckets,
-            optimiser,
-            kept + seen,
-            working,
-            logits,
-            images,
-            peak,
-        )
+        kernels = run.kernels(load)
+        peak = static + images + kernels + max(moments)
+        found = weights / parts + whole, adapters, gradients + buckets, optimiser, kept + seen, working
+        return cls(*found, logits, images, kernels, peak)
 
 
 def fits(memory: Memory, gpu: int) -> bool:
@@ -271,7 +264,7 @@ class _Activations:
             self._goes_in(h, into, fresh=True) + self._goes_in(h, up, fresh=True) + self._goes_in(m, 1, fresh=False)
         )
         out = self._goes_in(q, 1, fresh=False)
-        if not padded and out == q * e and attends == e and not self._drops:
+        if not padded and attends == e and not self._drops and not self._widened:
             out = 0  # attention keeps the very same tensor
         inputs += out + self._adapter * len(tower.linears)
         heads = 4 * tower.heads + (2 * q + 2 * k) * attends  # queries, keys, values, result, and a number for each sum
@@ -343,6 +336,13 @@ class _Activations:
         if checkpointing:
             found += self._of_layer(text, load.tokens) + load.tokens * 8 * h * (self.e == 2)
         return found
+
+    def kernels(self, load: Load) -> float:
+        """oneDNN sums products of bfloat16 in float32, in buffers of its own, and keeps a compiled kernel for each
+        shape. Measured, by what the process has beside torch's tensors."""
+        if self.where == "cuda" or self.e == 4:
+            return 0.0
+        return 8 * 2**20 + load.tokens * 10 * self.shapes.text.inner
 
     @property
     def late(self) -> float:
