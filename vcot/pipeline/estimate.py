@@ -204,12 +204,10 @@ def _dtype(config: TrainingConfig, gpu: str) -> DtypeName:
         return config.dtype
     if gpu != "cpu":
         return "bfloat16"
-    import torch
-
     from vcot.models.device import compute_dtype, use_device
 
     use_device("cpu")
-    return "bfloat16" if compute_dtype("auto") == torch.bfloat16 else "float32"
+    return "bfloat16" if str(compute_dtype("auto")).endswith("bfloat16") else "float32"
 
 
 # --- stages ------------------------------------------------------------------------------------------------
@@ -487,9 +485,8 @@ def measured_of(run_uri: str, stages: Mapping[str, StageEstimate], memory: Memor
         if (marker := finished(store, join(run_uri, kind.name), kind)) is None:
             continue
         files = [file for shard in marker.shards for file in shard.files]
-        rows = marker.row_counts.kept if kind is not CONVERT else marker.row_counts.rows
-        if kind is TOKENIZE:
-            rows = sum(sum(shard.metadata.splits.values()) for shard in marker.shards)
+        counts = marker.row_counts
+        rows = {CONVERT: counts.rows, DISTILL: counts.kept, TOKENIZE: counts.written}[kind]
         found += [
             Measured(kind.name, "rows", stages[kind.name].rows.expected, rows),
             Measured(kind.name, "bytes", stages[kind.name].stored.expected, sum(file.size for file in files)),

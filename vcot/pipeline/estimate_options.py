@@ -45,7 +45,7 @@ class EstimateOptions(Options):
             yield f"--{given[0].replace('_', '-')}: it says something about a plan; give --plan, too"
         if self.gpu is not None and self.gpu not in (*GPUS, "cpu"):
             yield (
-                f"--gpu={self.gpu}: no such GPU{nearest(self.gpu, GPUS).removesuffix('?')}; there are {', '.join(GPUS)}, and cpu; of "
+                f"--gpu={self.gpu}: no such GPU; there are {', '.join(GPUS)}, and cpu{nearest(self.gpu, GPUS)} Of "
                 "another give the most similar one, and --gpu-memory-gib"
             )
         sizes = [name for name in ("visual_tokens", "text_tokens", "reply_tokens") if name in self.model_fields_set]

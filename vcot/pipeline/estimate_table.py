@@ -34,8 +34,9 @@ def show(found: Estimate, config: Any, console: Console) -> None:
         flops = "–" if one.flops is None else f"{one.flops.expected:.2g}"
         table.add_row(name, *counts, _cell(one.stored, SIZES), flops, _cell(one.gpu_hours, HOURS), _usd(one.usd))
     console.print(table)
+    where = "this computer" if found.gpu == "cpu" else f"each {found.gpu}"
     console.print(
-        f"[italic]Memory of train on {'this computer' if found.gpu == 'cpu' else f'each {found.gpu}'}, for a batch of {found.load.tokens:,.0f} tokens and "
+        f"[italic]Memory of train on {where}, for a batch of {found.load.tokens:,.0f} tokens and "
         f"{found.load.patches:,.0f} patches[/]", highlight=False,
     )  # fmt: skip
     table = Table("part")

@@ -90,8 +90,9 @@ class Data:
             evaluate can ask about.
         examples: a few or all of those that are learned or held out. times: how many each of them stands for.
         spread: how far the sum of their tokens may be off, 0..1. learned: share of their tokens.
-        sample_bytes: of a Sample in storage. image_bytes: of the images of an example. done: stage → bytes of those
-        that are finished. to_teach: Samples that a teacher is still to be asked about, for its estimate; times the same.
+        sample_bytes: of a Sample in storage. image_bytes: of the images of an example. done: stage → bytes of the
+        shards of those that are finished.
+        to_teach: Samples that a teacher is still to be asked about. times_to_teach: how many each stands for.
     """
 
     basis: str

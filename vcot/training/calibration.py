@@ -90,10 +90,10 @@ def calibrate(config: TrainingConfig, base: Path, batch: BatchShape, *, steps: i
 
 
 def _steps(config: TrainingConfig, base: Path, batch: BatchShape, steps: int) -> Calibration:
+    items = [_item(base, batch, number) for number in range(batch.rows)]
     _return_at_once(True)
     before = _now()
     model, compute = model_to_train(config, base, str(base))
-    items = [_item(base, batch, number) for number in range(batch.rows)]
     accumulation = config.gradient_accumulation_steps
     with tempfile.TemporaryDirectory(prefix="calibrate-") as scratch:
         context = RunContext(Path(scratch))
@@ -156,11 +156,13 @@ def _item(base: Path, batch: BatchShape, number: int) -> Item:
 def _return_at_once(wanted: bool) -> None:
     """Whether glibc gives blocks of 64 KiB and more back to the kernel when they are freed. Else what was freed stays
     with the process for later, and its size says little of what it needs."""
-    if (libc := ctypes.util.find_library("c")) is not None:
-        mallopt = getattr(ctypes.CDLL(libc), "mallopt", None)  # musl and macOS have none
-        if mallopt is not None:
-            mallopt(-3, 1 << 16 if wanted else 1 << 25)  # M_MMAP_THRESHOLD
-            mallopt(-1, 1 << 16 if wanted else 1 << 27)  # M_TRIM_THRESHOLD
+    name = ctypes.util.find_library("c")
+    libc = None if name is None else ctypes.CDLL(name)
+    if hasattr(libc, "mallopt"):  # musl and macOS have none
+        assert libc is not None
+        libc.mallopt(-3, 1 << 16 if wanted else 1 << 25)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 1 << 16 if wanted else 1 << 27)  # M_TRIM_THRESHOLD
+        libc.malloc_trim(0)  # what is free now would be used first, and not be seen
 
 
 def _reset_peak() -> None:
