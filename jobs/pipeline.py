@@ -166,9 +166,12 @@ def estimate_run(settings: PipelineSettings) -> None:
         from vcot.pipeline.estimate import settings_folders
 
         env_files = settings_folders(SETTINGS, settings.overlay)
-    *_, plan = plans_here(settings, env_files, places)
-    LocalExecutor().check(plan)  # the refusals of the stages themselves
-    variables = {step.stage: step.environment for step in plan.steps}
+    plans = plans_here(settings, env_files, places)
+    for plan in plans:
+        LocalExecutor().check(plan)  # the refusals of the stages themselves
+    variables = {
+        step.stage: step.environment for plan in plans for step in plan.steps
+    }  # the last one's, where it has it
     if missing := [stage for stage in STAGES if stage not in variables]:
         raise SettingsError(f"--plan is of a whole run; --only, --until and --from-run leave out {', '.join(missing)}")
     stages = {stage: _settings_of(stage, values) for stage, values in variables.items()}
@@ -182,8 +185,10 @@ def estimate_run(settings: PipelineSettings) -> None:
     with contextlib.ExitStack() as within:
         if "://" in plan.run_uri and _has_storage(settings):
             within.enter_context(_storage(settings))
-        found = estimate(stages, plan.run_uri, settings)
+        found = estimate(stages, settings)
     show(found, stages["train"], Console(width=None if sys.stdout.isatty() else 100))
+    if len(plans) > 1:
+        Console().print(f"Before it comes {plans[0].run_id}, by imitation; TRAIN_METHOD=sft says what that takes.")
     if settings.plan_json is not None:
         settings.plan_json.write_text(found.to_json() + "\n")
 

@@ -90,7 +90,7 @@ def test_the_example_is_planned_as_it_is_trained_and_nothing_is_left_behind(tmp_
 def test_a_finished_tokenize_stage_is_counted(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
     made = examples(toy_encoder, train=24, validation=4, alternatives=1)
     tokenized(str(tmp_path), toy_encoder, made)
-    found = estimate(settings(toy_base, tmp_path, batch_tokens=400, num_train_epochs=3), str(tmp_path), options())
+    found = estimate(settings(toy_base, tmp_path, batch_tokens=400, num_train_epochs=3), options())
     plan = Plan.of(
         [_row(one) for one in made], batch_tokens=400, packed=False, batches_per_step=2, epochs=3, seed=42
     )  # fmt: skip
@@ -116,8 +116,8 @@ def test_rows_that_cannot_be_read_are_asked_for(toy_base: Path, tmp_path: Path) 
     gone = away["convert"].model_dump(exclude_unset=True) | {"input_uri": str(tmp_path / "gone.json")}
     away["convert"] = ConvertSettings.of(gone)
     with pytest.raises(InputError, match=r"gone\.json: there is no such file[^$]*Say how many there are with --rows"):
-        estimate(away, str(tmp_path), options())
-    found = estimate(away, str(tmp_path), options(rows=1000, visual_tokens=16, text_tokens=40, reply_tokens=40))
+        estimate(away, options())
+    found = estimate(away, options(rows=1000, visual_tokens=16, text_tokens=40, reply_tokens=40))
     tokens = found.stages["tokenize"].tokens
     assert tokens is not None
     assert (tokens.low, tokens.expected, tokens.high) == pytest.approx((67_200, 96_000, 124_800))
@@ -126,7 +126,7 @@ def test_rows_that_cannot_be_read_are_asked_for(toy_base: Path, tmp_path: Path) 
 
 def test_a_base_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--base-uri=.*nowhere: there is no config\.json"):
-        estimate(settings(tmp_path / "nowhere", tmp_path), str(tmp_path), options())
+        estimate(settings(tmp_path / "nowhere", tmp_path), options())
 
 
 # --- a large model -----------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_a_base_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def large(tmp_path: Path, given: dict[str, Any], **train: Any) -> tuple[Estimate, Any]:
     every = settings(seven_b(tmp_path), tmp_path, **train)
-    return estimate(every, str(tmp_path / "run"), options(rows=100_000, **given)), every["train"]
+    return estimate(every, options(rows=100_000, **given)), every["train"]
 
 
 def test_a_7b_fits_on_one_large_gpu_in_4_bits_and_in_full_on_none(tmp_path: Path) -> None:
@@ -181,13 +181,13 @@ def test_a_teacher_that_is_paid_is_in_the_plan(toy_base: Path, tmp_path: Path) -
     every["distill"] = DistillSettings.of(
         {"run_uri": str(tmp_path), "teacher": "openai", "model": "gpt-4o-mini", "budget_usd": Decimal(5)}
     )
-    found = estimate(every, str(tmp_path), options()).stages["distill"]
+    found = estimate(every, options()).stages["distill"]
     assert found.usd is not None
     assert found.tokens is not None
     assert 0 < found.usd.low < found.usd.expected < found.usd.high < 20
     unpriced = every["distill"].model_dump(exclude_unset=True) | {"model": "nobody-knows", "budget_usd": None}
     every["distill"] = DistillSettings.of(unpriced)
-    assert estimate(every, str(tmp_path), options()).stages["distill"].usd is None
+    assert estimate(every, options()).stages["distill"].usd is None
 
 
 # --- GPUs and overlays -------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """What a run will take, before anything is started or paid for: rows, tokens, steps, storage, memory, GPU-hours, money.
 
-    found = estimate(settings, run_uri, options)      settings: stage → its settings
-    show(found, console)                              tables and a line in words (estimate_table)
-    found.to_json()                                   the same for programs
+    found = estimate(settings, options)      settings: stage → its settings
+    show(found, config, console)             tables and a line in words (estimate_table)
+    found.to_json()                          the same for programs
 
 Each number is low / expected / high where it is not counted; where the ranges come from stands in `Estimate.grounds`,
 and is printed.
@@ -26,7 +26,7 @@ from vcot.distill.strategies import STRATEGIES
 from vcot.errors import InputError, SettingsError
 from vcot.models.shapes import Shapes
 from vcot.pipeline.estimate_options import DEFAULT_GPU, EstimateOptions
-from vcot.pipeline.rows import ASSUMED, WRITTEN, WRITTEN_FROM, Data, Range, Typical, data_of, finished
+from vcot.pipeline.rows import ASSUMED, WRITTEN, WRITTEN_FROM, Data, Range, Typical, data_of, finished, places
 from vcot.records.example import Row
 from vcot.records.shards import CONVERT, DISTILL, TOKENIZE, TRAIN
 from vcot.storage import NotFound, Store, join
@@ -107,7 +107,7 @@ class Measured:
     measured: float
 
 
-def estimate(settings: Mapping[str, Any], run_uri: str, options: EstimateOptions) -> Estimate:
+def estimate(settings: Mapping[str, Any], options: EstimateOptions) -> Estimate:
     """
     Args:
         settings: stage → its settings; those that are judged, train among them or not.
@@ -120,7 +120,7 @@ def estimate(settings: Mapping[str, Any], run_uri: str, options: EstimateOptions
     shapes = _shapes(base_uri)
     given = options.rows is not None
     typical = Typical(options.rows or 0, options.visual_tokens, options.text_tokens, options.reply_tokens)
-    data = data_of(settings, run_uri, base_uri, typical if given else None)
+    data = data_of(settings, base_uri, typical if given else None)
     dtype = _dtype(train, name)
     stages = {"convert": _convert(settings["convert"], data), "distill": _distill(settings["distill"], data)}
     work = _Work.of(train, data, shapes, options.gpus)
@@ -139,7 +139,7 @@ def estimate(settings: Mapping[str, Any], run_uri: str, options: EstimateOptions
     stages["evaluate"] = _evaluate(settings["evaluate"], train, data, work, shapes, gpu, price)
     return Estimate(
         data.basis, stages, name, options.gpus, gpu.bytes, memory, work.load, twice, sharded,
-        _grounds(data, settings, name), calibrated, measured_of(run_uri, stages, memory),
+        _grounds(data, settings, name, shapes), calibrated, measured_of(settings, stages, memory),
     )  # fmt: skip
 
 
@@ -478,11 +478,13 @@ def _calibrate(config: TrainingConfig, where: Any, base_uri: str, load: Load) ->
     }  # fmt: skip
 
 
-def measured_of(run_uri: str, stages: Mapping[str, StageEstimate], memory: Memory) -> tuple[Measured, ...]:
+def measured_of(
+    settings: Mapping[str, Any], stages: Mapping[str, StageEstimate], memory: Memory
+) -> tuple[Measured, ...]:
     """What finished stages of this run have, beside what is planned."""
     store, found = Store(), list[Measured]()
-    for kind in (CONVERT, DISTILL, TOKENIZE):
-        if (marker := finished(store, join(run_uri, kind.name), kind)) is None:
+    for kind, uri in places(settings).items():
+        if (marker := finished(store, uri, kind)) is None:
             continue
         files = [file for shard in marker.shards for file in shard.files]
         counts = marker.row_counts
@@ -491,9 +493,10 @@ def measured_of(run_uri: str, stages: Mapping[str, StageEstimate], memory: Memor
             Measured(kind.name, "rows", stages[kind.name].rows.expected, rows),
             Measured(kind.name, "bytes", stages[kind.name].stored.expected, sum(file.size for file in files)),
         ]
-    if (trained := finished(store, join(run_uri, "train"), TRAIN)) is None:
+    uri = join(settings["train"].run_uri, "train")
+    if (trained := finished(store, uri, TRAIN)) is None:
         return tuple(found)
-    spent = json.loads(store.read(join(run_uri, "train", "report.json")))["this_process"]
+    spent = json.loads(store.read(join(uri, "report.json")))["this_process"]
     train = stages["train"]
     if train.steps is not None:
         found.append(Measured("train", "steps", train.steps.expected, trained.metadata.losses.steps))
@@ -509,7 +512,7 @@ def measured_of(run_uri: str, stages: Mapping[str, StageEstimate], memory: Memor
 # --- in words ----------------------------------------------------------------------------------------------
 
 
-def _grounds(data: Data, settings: Mapping[str, Any], gpu: str) -> tuple[str, ...]:
+def _grounds(data: Data, settings: Mapping[str, Any], gpu: str, shapes: Shapes) -> tuple[str, ...]:
     found = [f"rows: {data.basis}"]
     if data.examples[0].id == ASSUMED:
         found.append(f"tokens: ±{data.spread:.0%}, assumed as well")
@@ -527,6 +530,15 @@ def _grounds(data: Data, settings: Mapping[str, Any], gpu: str) -> tuple[str, ..
         )
     else:
         found.append("hours on a CPU: with --calibrate alone")
+    train = settings["train"]
+    if issubclass(METHODS[train.method].options, RolloutOptions):
+        tokens = train.generation_batch_size * (train.max_completion_length + data.mean_tokens)
+        cache = 4 * tokens * shapes.text.narrow * shapes.text.layers
+        found.append(
+            f"{train.method}: rough, ±30% in memory, as nobody knows how long replies will be (half of the annotated "
+            "ones, as long, as long as is allowed); memory is that of an update. While it writes, keys and values of "
+            f"{train.generation_batch_size} replies take {cache / 2**30:.1f} GiB beside the weights"
+        )
     if settings["distill"].teacher == "openai":
         found.append(f"teacher: replies of {WRITTEN_FROM} / {WRITTEN} / the most allowed tokens; each good at once")
     return tuple(found)

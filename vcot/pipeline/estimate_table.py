@@ -47,11 +47,11 @@ def show(found: Estimate, config: Any, console: Console) -> None:
         "gradients": "gradients", "optimiser": "optimiser",
         "kept": "activations that are kept" + (", the rest made twice" if found.checkpointing else ""),
         "working": "activations of the layer at work", "logits": "logits", "images": "images",
-        "kernels": "a CPU's kernels, past torch",
+        "process": "the process, beside tensors",
         "peak": "[bold]the most at once",
     }  # fmt: skip
     for part, value in asdict(found.memory).items():
-        if part == "kernels" and not value:
+        if part == "process" and not value:
             continue
         table.add_row(parts[part], f"{value / 2**30:.3f}", f"{value / found.gpu_bytes:.1%}")
     console.print(table)

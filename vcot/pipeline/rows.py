@@ -113,6 +113,10 @@ class Data:
     def exact(self) -> bool:
         return self.spread == 0
 
+    @property
+    def mean_tokens(self) -> float:
+        return sum(row.tokens for row in self.examples) / len(self.examples)
+
     def count(self, value: float) -> Range:
         return Range.around(value, self.spread)
 
@@ -127,7 +131,7 @@ class Typical:
     reply_tokens: int
 
 
-def data_of(settings: Mapping[str, Any], run_uri: str, base_uri: str, typical: Typical | None) -> Data:
+def data_of(settings: Mapping[str, Any], base_uri: str, typical: Typical | None) -> Data:
     """
     Args:
         settings: stage → its settings. base_uri: folder of the base, for its tokenizer.
@@ -138,18 +142,27 @@ def data_of(settings: Mapping[str, Any], run_uri: str, base_uri: str, typical: T
     store = Store()
     if typical is not None:
         return _assumed(typical)
-    if (found := _tokenized(store, settings, run_uri)) is not None:
+    if (found := _tokenized(store, settings)) is not None:
         return found
     try:
         with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
-            some = _samples(store, settings, run_uri) or _input(store, settings["convert"], Path(scratch))
+            some = _samples(store, settings) or _input(store, settings["convert"], Path(scratch))
             found = _taught(store, settings, some, base_uri, Path(scratch))
-            return replace(found, done=_done(store, settings, run_uri))
+            return replace(found, done=_done(store, settings))
     except VcotError as error:
         raise InputError(
             f"{error}\nSo rows cannot be looked at. Say how many there are with --rows, and what they are like with "
             "--visual-tokens, --text-tokens and --reply-tokens"
         ) from None
+
+
+def places(settings: Mapping[str, Any]) -> dict[StageKind[Any, Any], str]:
+    """Where the stages before train are read, or will be: a run may take them from another."""
+    return {
+        CONVERT: settings["distill"].input_uri or join(settings["convert"].run_uri, "convert"),
+        DISTILL: settings["tokenize"].input_uri or join(settings["distill"].run_uri, "distill"),
+        TOKENIZE: settings["train"].input_uri or join(settings["tokenize"].run_uri, "tokenize"),
+    }
 
 
 def finished(store: Store, uri: str, kind: StageKind[Any, Any]) -> StageMarker[Any, Any] | None:
@@ -174,22 +187,22 @@ def _assumed(typical: Typical) -> Data:
     )  # fmt: skip
 
 
-def _tokenized(store: Store, settings: Mapping[str, Any], run_uri: str) -> Data | None:
-    uri = settings["train"].input_uri or join(run_uri, "tokenize")
+def _tokenized(store: Store, settings: Mapping[str, Any]) -> Data | None:
+    uri = places(settings)[TOKENIZE]
     if (marker := finished(store, uri, TOKENIZE)) is None:
         return None
     files = [file for shard in marker.shards for file in shard.files]
     with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
         rows = Examples(ShardCache(store, uri, files, Path(scratch), max(_size(marker), 1))).rows
     metadata = [shard.metadata for shard in marker.shards]
-    before = finished(store, settings["distill"].input_uri or join(run_uri, "convert"), CONVERT)
+    before = finished(store, places(settings)[CONVERT], CONVERT)
     counts = (before or marker).row_counts
     validation = len({row.sample for row in rows if row.split == "validation"})
     return Data(
         f"counted in {uri}", counts.rows, counts.kept, sum(one.test_rows for one in metadata) or validation,
         tuple(rows), 1.0, spread=0.0,
         learned=sum(one.learned for one in metadata) / max(sum(row.tokens for row in rows), 1),
-        image_bytes=_size(marker) / max(len(rows), 1), done=_done(store, settings, run_uri),
+        image_bytes=_size(marker) / max(len(rows), 1), done=_done(store, settings),
     )  # fmt: skip
 
 
@@ -197,14 +210,9 @@ def _size(marker: StageMarker[Any, Any]) -> int:
     return sum(file.size for shard in marker.shards for file in shard.files)
 
 
-def _done(store: Store, settings: Mapping[str, Any], run_uri: str) -> dict[str, int]:
+def _done(store: Store, settings: Mapping[str, Any]) -> dict[str, int]:
     """Stage → bytes of its shards, of those that are finished."""
-    places = {
-        CONVERT: settings["distill"].input_uri or join(run_uri, "convert"),
-        DISTILL: settings["tokenize"].input_uri or join(run_uri, "distill"),
-        TOKENIZE: settings["train"].input_uri or join(run_uri, "tokenize"),
-    }
-    found = {kind.name: finished(store, uri, kind) for kind, uri in places.items()}
+    found = {kind.name: finished(store, uri, kind) for kind, uri in places(settings).items()}
     return {name: _size(marker) for name, marker in found.items() if marker is not None}
 
 
@@ -220,12 +228,10 @@ class _Looked:
     taught: bool
 
 
-def _samples(store: Store, settings: Mapping[str, Any], run_uri: str) -> _Looked | None:
+def _samples(store: Store, settings: Mapping[str, Any]) -> _Looked | None:
     """Of distill, or of convert, where one of them is finished."""
-    for kind, uri in (
-        (DISTILL, settings["tokenize"].input_uri or join(run_uri, "distill")),
-        (CONVERT, settings["distill"].input_uri or join(run_uri, "convert")),
-    ):
+    for kind in (DISTILL, CONVERT):
+        uri = places(settings)[kind]
         if (marker := finished(store, uri, kind)) is None:
             continue
         kept = marker.row_counts.kept

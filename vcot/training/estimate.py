@@ -30,6 +30,10 @@ DtypeName = Literal["bfloat16", "float32"]
 CONTEXT = 1 << 30
 """Of a GPU beside what torch allocates: CUDA's context, cuBLAS' workspace (0.5 to 0.8 GiB), and gaps between blocks."""
 
+PROCESS = {"float32": 7.0 * 2**20, "bfloat16": 21.0 * 2**20}
+"""Of a CPU's process, beside tensors and what it had before: objects of Python, and in bfloat16 the kernels that oneDNN
+compiles for each shape. Measured, alike for batches of one size and of three times that."""
+
 ERROR = 0.1
 """How far a plan may be from what is measured (docs/log.md)."""
 
@@ -110,7 +114,7 @@ class Memory:
     working: float
     logits: float
     images: float
-    kernels: float
+    process: float
     peak: float
 
     @classmethod
@@ -146,10 +150,10 @@ class Memory:
             max(before, gradients * run.late) + seen + working,  # the first layer's
             gradients,  # the optimiser's step
         )
-        kernels = run.kernels(load)
-        peak = static + images + kernels + max(moments)
+        process = 0.0 if where == "cuda" else PROCESS[dtype]
+        peak = static + images + process + max(moments)
         found = weights / parts + whole, adapters, gradients + buckets, optimiser, kept + seen, working
-        return cls(*found, logits, images, kernels, peak)
+        return cls(*found, logits, images, process, peak)
 
 
 def fits(memory: Memory, gpu: int) -> bool:
@@ -243,7 +247,7 @@ class _Activations:
                 load.patches * self.e * vision.hidden if checkpointing
                 else self._of_layer(vision, load.patches, vision=True)
             )  # fmt: skip
-            found += load.patches * self.shapes.patch * self.e * full
+            found += load.patches * self.shapes.patch * 2 * (full and self.e == 2)  # pixels in bfloat16
         if part_learns(self.config, "merger"):
             # A norm in float32; of each linear layer what goes in, and what GELU is given.
             merged = load.patches / self.shapes.merge**2
@@ -336,13 +340,6 @@ class _Activations:
         if checkpointing:
             found += self._of_layer(text, load.tokens) + load.tokens * 8 * h * (self.e == 2)
         return found
-
-    def kernels(self, load: Load) -> float:
-        """oneDNN sums products of bfloat16 in float32, in buffers of its own, and keeps a compiled kernel for each
-        shape. Measured, by what the process has beside torch's tensors."""
-        if self.where == "cuda" or self.e == 4:
-            return 0.0
-        return 8 * 2**20 + load.tokens * 10 * self.shapes.text.inner
 
     @property
     def late(self) -> float:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 
-from vcot.models.shapes import Shapes
+from vcot.models.shapes import Shapes, Tower
 from vcot.training.config import TrainingConfig
 
 
@@ -89,7 +89,7 @@ def step_flops(
         lengths: tokens of each row. learned: tokens whose loss counts. grids: (frames, rows, columns) in patches of
         each image. causal: halve attention, as a kernel can that leaves out what is masked.
     """
-    text, tokens, full = shapes.text, sum(lengths), config.tune == "full"
+    text, vision, tokens, full = shapes.text, shapes.vision, sum(lengths), config.tune == "full"
     grids = [tuple(grid) for grid in grids]
     weights = text.matrices * text.layers
     into = sum(a * b for a, b in text.into_attention)
@@ -116,8 +116,16 @@ def step_flops(
         attention=3 * attention,
         head=(6 if full and not config.freeze_embeddings else 4) * shapes.embeddings * learned,
         vision=seen * (1 if not sees else 3 if full else 2),
-        again=2 * tokens * weights + adapters / 3 + attention + (seen if sees else 0),
+        again=2 * tokens * text.layers * _again(text)
+        + adapters / 3
+        + attention
+        + sees * (seen - 2 * patches * vision.layers * (vision.matrices - _again(vision))),
     )
+
+
+def _again(tower: Tower) -> int:
+    """Parameters of a layer's matrices that are used once more: what comes out of its last one nobody needs again."""
+    return tower.matrices - tower.hidden * tower.inner
 
 
 def part_learns(config: TrainingConfig, part: str) -> bool:
