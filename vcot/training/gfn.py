@@ -102,9 +102,7 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Gradients of one step, from all its rationales; the mean of their losses."""
         step = self.state.global_step
-        count, ranks = self.questions_per_step, self.context.ranks
-        chosen = self.curriculum.of_round(step, count * ranks)
-        numbers = chosen[self.context.rank * count : (self.context.rank + 1) * count]
+        numbers = self.curriculum.of_rank(self.context, step, self.questions_per_step)
         asked = {number: self._asked(number, step) for number in numbers}
         self.model.eval()  # no dropout: rewards, draws and what is learned are of one model
         drawn, replayed, texts = self._rationales(numbers, step)
@@ -178,13 +176,13 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
 
     def _judged(self, trajectories: Sequence[Trajectory], asked: Mapping[int, Asked]) -> list[Trajectory]:
         """With their rewards, by the model as it was; what was said several times is judged once."""
-        found = {(one.question, one.ids): one for one in trajectories}
+        found = {one.key: one for one in trajectories}
         for piece in self._pieces(list(found.values())):
             with torch.no_grad(), as_it_was(self.model):
                 scored = self._scored(self.model, piece, asked)
             for row, one in enumerate(piece):
-                found[one.question, one.ids] = self._reward(one, scored, row)
-        return [found[one.question, one.ids] for one in trajectories]
+                found[one.key] = self._reward(one, scored, row)
+        return [found[one.key] for one in trajectories]
 
     def _reward(self, one: Trajectory, scored: Scored, row: int) -> Trajectory:
         length = len(one.ids)
@@ -243,11 +241,11 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
             options.reward_temperature_start, options.reward_temperature_end, step, options.reward_temperature_steps
         )
         (total,) = of_all([sum(weights)], self.args.device)
-        times = Counter((one.question, one.ids) for one in together)  # what was said several times is computed once
+        times = Counter(one.key for one in together)  # what was said several times is computed once
         weight_of = dict.fromkeys(times, 0.0)
         for one, own in zip(together, weights, strict=True):
-            weight_of[one.question, one.ids] += own
-        pieces = self._pieces(list({(one.question, one.ids): one for one in together}.values()))
+            weight_of[one.key] += own
+        pieces = self._pieces(list({one.key: one for one in together}.values()))
         summed = torch.zeros((), device=self.args.device)
         seen = {"kl": 0.0, "entropy": 0.0, "tokens": 0.0, "log_z": 0.0}
         for number, piece in enumerate(pieces):
@@ -259,12 +257,12 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
                 reward = _padded([one.log_reward for one in piece], scored.ends) / temperature
                 along = residuals(reward, scored.tokens, ends)
                 each = balance_loss(along, lengths, options.subtb_decay)
-                weight = torch.tensor([weight_of[one.question, one.ids] for one in piece], device=summed.device)
+                weight = torch.tensor([weight_of[one.key] for one in piece], device=summed.device)
+                loss = (each * weight).sum() / max(total, 1.0)
                 # The engine averages gradients over ranks; what is wanted is their sum.
-                loss = (each * weight).sum() * self.context.ranks / max(total, 1.0)
-                self.accelerator.backward(loss)
-            summed += loss.detach() / self.context.ranks
-            counts = torch.tensor([times[one.question, one.ids] for one in piece], device=summed.device)
+                self.accelerator.backward(loss * self.context.ranks)
+            summed += loss.detach()
+            counts = torch.tensor([times[one.key] for one in piece], device=summed.device)
             self._measure(seen, piece, counts, scored, ends.detach(), along.detach(), lengths)
         rationales, *values = of_all([len(together), *seen.values()], self.args.device)
         kl, entropy, tokens, log_z = values
@@ -295,9 +293,7 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         seen["entropy"] += float((scored.entropies.where(there, 0).sum(dim=1) * counts).sum())
         seen["tokens"] += float(((lengths + 1) * counts).sum())
         seen["log_z"] += float((along[rows, lengths] * counts).sum())
-        self._too_seldom |= {
-            (one.question, one.ids): by for one, by in zip(piece, along[rows, lengths].tolist(), strict=True)
-        }
+        self._too_seldom |= {one.key: by for one, by in zip(piece, along[rows, lengths].tolist(), strict=True)}
 
     def _pieces(self, trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
         """In order, as many together as --batch-tokens has room for, prompts counted once; one at least."""
@@ -348,7 +344,7 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         own = [
             (one.question, told.model_copy(update={
                 "rewards": {"answer": one.answer, "boxes": one.boxes}, "reward": one.worth,
-                "advantage": self._too_seldom[one.question, one.ids] - means[one.question],
+                "advantage": self._too_seldom[one.key] - means[one.question],
             }))
             for one, told in zip(drawn, texts, strict=True)
         ]  # fmt: skip

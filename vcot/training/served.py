@@ -89,14 +89,15 @@ class ServedModel:
         unfinished.mkdir(parents=True)
         self.encoder.processor.save_pretrained(str(unfinished))
         if self.base.exists():
-            for file in [*unfinished.iterdir(), *files]:
-                if not _same(file, self.base / file.name):
-                    raise SettingsError(
-                        f"--vllm-folder={self.base.parent}: in its base/ lies {file.name} of another base, or with "
-                        "other limits of pixels, and the server may hold it; end the server and remove the folder, or "
-                        "give another one"
-                    )
+            wanted = [*unfinished.iterdir(), *files]
+            other = next((file.name for file in wanted if not _same(file, self.base / file.name)), None)
             shutil.rmtree(unfinished)
+            if other is not None:
+                raise SettingsError(
+                    f"--vllm-folder={self.base.parent}: in its base/ lies {other} of another base, or with other "
+                    "limits of pixels, and the server may hold it; end the server and remove the folder, or give "
+                    "another one"
+                )
             return
         for file in files:
             try:
