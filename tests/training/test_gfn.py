@@ -25,7 +25,7 @@ def encoder(toy_base: Path) -> Any:
 
 def options(**changes: Any) -> GFNOptions:
     usual = {"num_generations": 3, "questions_per_step": 2, "max_completion_length": 24, "reward_stride": 4,
-             "answer_floor": 0.0}  # fmt: skip
+             "reward_floor": 0.0}  # fmt: skip
     return GFNOptions(**usual | changes)
 
 
@@ -198,8 +198,8 @@ def test_between_stops_only_the_answers_likelihood_is_a_guess(toy_base: Path, en
 
 
 def test_who_points_elsewhere_or_nowhere_is_worth_less(toy_base: Path, encoder: Any, tmp_path: Path) -> None:
-    trainer = trainer_of(toy_base, encoder, tmp_path, options())
-    plain = trainer_of(toy_base, encoder, tmp_path / "plain", options(box_weight=0.0))
+    trainer = trainer_of(toy_base, encoder, tmp_path, options(reward_floor=0.01))
+    plain = trainer_of(toy_base, encoder, tmp_path / "plain", options(reward_floor=0.01, box_weight=0.0))
     sample = trainer.questions.sample(1)
     label, (box,) = sample.evidence[0].label, sample.evidence[0].boxes
     frame = sample.frame(trainer.spec)
@@ -237,7 +237,10 @@ def test_what_is_impossible_is_worth_a_bounded_nothing_and_counted(
 def test_too_short_rationales_are_worth_nothing(toy_base: Path, encoder: Any, tmp_path: Path) -> None:
     text = "The square is there."
     usual, long = (
-        judged(trainer_of(toy_base, encoder, tmp_path / str(least), options(min_rationale_length=least)), (0, text))[0]
+        judged(
+            trainer_of(toy_base, encoder, tmp_path / str(least), options(min_rationale_length=least, box_weight=0.0)),
+            (0, text),
+        )[0]
         for least in (0, 3)
     )
     assert (usual.log_reward - long.log_reward).tolist() == pytest.approx([99.0] * 3 + [0] * (len(usual.ids) - 2))

@@ -194,7 +194,7 @@ class EvaluationConfig(BaseModel):
 
     @model_validator(mode="after")
     def _there_is_something_to_choose_from(self) -> Self:
-        if "vote" in self.model_fields_set and self.samples == 1:
+        if self.vote != USUAL and self.samples == 1:
             raise ValueError(
                 f"--vote {','.join(self.vote)}: of one reply there is nothing to choose; --samples 8 as well"
             )

@@ -2,9 +2,10 @@
 
     questions → rationales (drawn, drawn before, annotated) → rewards of all their prefixes → balance of the prefixes
 
-What is wanted is q(Z | X) ∝ R(Z) = (P(Z | X) · max(P(Y | X, Z), floor) · boxes(Z)^w)^(1/τ), with P that of the model
-as it was when the training began, the same weights with other adapters or none, and Y the true answer. Every prefix of
-a rationale could have been its end, with a reward of its own; `vcot.training.subtb` says what they have in common.
+What is wanted is q(Z | X) ∝ R(Z) = (P(Z | X) · max(P(Y | X, Z), floor) · max(boxes(Z)^w, floor))^(1/τ), with P that of
+the model as it was when the training began, the same weights with other adapters or none, and Y the true answer. Every
+prefix of a rationale could have been its end, with a reward of its own; `vcot.training.subtb` says what they have in
+common.
 
 One pass over a question serves all its rationales, and one over a rationale all its prefixes (vcot.models.branches).
 The likelihood of a prefix and of its end are exact at every token; the answer's is worked out at every
@@ -54,8 +55,6 @@ LEAST = -1e4
 TOO_SHORT = -99.0
 REFUSED_SHARE = 0.1
 """Of the questions, whose answers may be too long to be explained, before the training stops."""
-NO_BOX = 0.01
-"""What boxes that meet nothing count as in a product."""
 
 
 @dataclass(frozen=True)
@@ -192,10 +191,9 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         ended = scored.ends[row, : length + 1].double().cpu()
         boxes = [self._pointing(one, stop) for stop in at]
         # What is worked out at the stops alone: the answer's likelihood and how well is pointed.
-        least = math.log(self.options.answer_floor) if self.options.answer_floor else -math.inf
+        least = _log(self.options.reward_floor)
         slow = [
-            max(answer, least)
-            + (0.0 if pointing is None else self.options.box_weight * math.log(max(pointing, NO_BOX)))
+            max(answer, least) + (0.0 if pointing is None else max(self.options.box_weight * _log(pointing), least))
             for answer, pointing in zip(answers, boxes, strict=True)
         ]
         reward = said + ended + torch.tensor(interpolated(slow, at), dtype=torch.float64)
@@ -374,6 +372,10 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         if state is not None:
             self.curriculum.state, self.replay.state = state["curriculum"], state["replay"]
             self.asked, self.too_long = state["asked"], state["too_long"]
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value else -math.inf
 
 
 def _padded(rows: Sequence[Tensor], like: Tensor) -> Tensor:
