@@ -73,7 +73,7 @@ class Step:
         )
         options = GFNOptions(
             num_generations=RATIONALES, questions_per_step=1, max_completion_length=tokens + 1, reward_stride=stride,
-            box_weight=0.0, reward_floor=0.0, learn_reference=False,
+            box_weight=0.0, reward_floor=0.0, across_weight=0.0, learn_reference=False,
         )  # fmt: skip
         context = RunContext(folder)
         arguments = training_arguments(

@@ -82,7 +82,7 @@ WITHOUT_UNIT = {
     "merger_learning_rate", "vision_learning_rate",
     "max_grad_norm", "neftune_noise_alpha", "max_box_aspect", "beta", "epsilon", "epsilon_high",
     "reward_temperature_start", "reward_temperature_end", "explore_min_temperature", "explore_max_temperature",
-    "box_weight", "subtb_decay", "tolerance_start", "tolerance_end",
+    "box_weight", "across_weight", "subtb_decay", "tolerance_start", "tolerance_end",
 }  # fmt: skip
 
 

@@ -45,7 +45,7 @@ from vcot.training.questions import Curriculum, Questions
 from vcot.training.replay import Replay, Trajectory
 from vcot.training.rounds import Rounds, drawn_here
 from vcot.training.setup import TrainResult, training_arguments
-from vcot.training.subtb import balance_loss, falling, interpolated, residuals, stops
+from vcot.training.subtb import balance_across, balance_loss, falling, interpolated, residuals, stops
 
 Keep = Callable[[int, Sequence[tuple[int, Rollout]], Sequence[Mapping[str, Any]]], None]
 """(step, rationales of all ranks, each with the number of its question; what was logged so far)."""
@@ -243,7 +243,8 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         weight_of = dict.fromkeys(times, 0.0)
         for one, own in zip(together, weights, strict=True):
             weight_of[one.key] += own
-        pieces = self._pieces(list({one.key: one for one in together}.values()))
+        unique = {one.key: one for one in together}
+        pieces = self._pieces(sorted(unique.values(), key=lambda one: one.question))
         summed = torch.zeros((), device=self.args.device)
         seen = {"kl": 0.0, "entropy": 0.0, "tokens": 0.0, "log_z": 0.0}
         for number, piece in enumerate(pieces):
@@ -254,8 +255,12 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
                 ends = self._ends(scored, lengths)
                 reward = _padded([one.log_reward for one in piece], scored.ends) / temperature
                 along = residuals(reward, scored.tokens, ends)
-                each = balance_loss(along, lengths, options.subtb_decay)
                 weight = torch.tensor([weight_of[one.key] for one in piece], device=summed.device)
+                each = balance_loss(along, lengths, options.subtb_decay)
+                if options.across_weight:
+                    asked = torch.tensor([one.question for one in piece], device=summed.device)
+                    whole = along[torch.arange(len(piece), device=summed.device), lengths]
+                    each = each + options.across_weight * balance_across(whole, asked, weight)
                 loss = (each * weight).sum() / max(total, 1.0)
                 # The engine averages gradients over ranks; what is wanted is their sum.
                 self.accelerator.backward(loss * self.context.ranks)
