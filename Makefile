@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv lint test local-train local-compare local-clean minio s3 push-base push-example pages rehearsal-base reasoning-base reason-demo bench-kill bench-ranks bench-convert bench-distill bench-tokenize bench-storm \
-	bench-evaluate bench-train bench-grpo bench-gfn bench-gpu bench-probe requirements schemas golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
+	bench-evaluate bench-train bench-grpo bench-gfn bench-routes bench-gpu bench-probe requirements schemas golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
 WILL_DO := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -122,6 +122,9 @@ bench-grpo: $(VENV) ## learning from rewards beside TRL's trainer: the same loss
 bench-gfn: $(VENV) ## a step of a GFlowNet of rationales beside the published way: seconds, memory, the same loss; QUESTIONS=8 TOKENS=256 STRIDES=8,16
 	$(PY) -m benchmarks.gfn --base '$(or $(BASE),examples/rehearsal)' --questions $(or $(QUESTIONS),8) --tokens $(or $(TOKENS),256) \
 		--strides '$(or $(STRIDES),8$(comma)16)'
+
+bench-routes: $(VENV) ## how many of a question's known ways to the answer are found after imitation, GRPO and a GFlowNet; OUT=folder STEPS=120 SCENES=700
+	$(PY) -m benchmarks.routes --out '$(or $(OUT),build/routes)' --steps $(or $(STEPS),120) --scenes $(or $(SCENES),700)
 
 bench-gpu: $(VENV) ## MFU, memory, waiting and stalls of training a 7B on this GPU, beside TRL; without one at toy size (TOY=1); OUT=file
 	$(PY) -m benchmarks.gpu --out '$(or $(OUT),build/gpu.json)' $(if $(TOY),--toy)

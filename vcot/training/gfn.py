@@ -17,10 +17,11 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -243,8 +244,7 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         weight_of = dict.fromkeys(times, 0.0)
         for one, own in zip(together, weights, strict=True):
             weight_of[one.key] += own
-        unique = {one.key: one for one in together}
-        pieces = self._pieces(sorted(unique.values(), key=lambda one: one.question))
+        pieces = self._pieces({one.key: one for one in together}.values())
         summed = torch.zeros((), device=self.args.device)
         seen = {"kl": 0.0, "entropy": 0.0, "tokens": 0.0, "log_z": 0.0}
         for number, piece in enumerate(pieces):
@@ -298,21 +298,24 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         seen["log_z"] += float((along[rows, lengths] * counts).sum())
         self._too_seldom |= {one.key: by for one, by in zip(piece, along[rows, lengths].tolist(), strict=True)}
 
-    def _pieces(self, trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
-        """In order, as many together as --batch-tokens has room for, prompts counted once; one at least."""
-        pieces: list[list[Trajectory]] = []
-        prompts: set[int] = set()
-        longest = 0
-        for one in trajectories:
-            longest = max(longest, len(one.ids) + 1)
-            prompts.add(one.question)
-            tokens = (len(pieces[-1]) + 1 if pieces else 1) * longest + len(prompts) * self.questions.longest
-            if pieces and tokens <= self.config.batch_tokens:
+    def _pieces(self, trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
+        """As many together as --batch-tokens has room for, one at least; those of a question are parted only where
+        there is no room for them alone."""
+        pieces: list[list[Trajectory]] = [[]]
+        for _, several in groupby(sorted(trajectories, key=_question), key=_question):
+            group = list(several)
+            if not self._has_room([*pieces[-1], *group]):
+                pieces.append([])
+            for one in group:
+                if not self._has_room([*pieces[-1], one]):
+                    pieces.append([])
                 pieces[-1].append(one)
-            else:
-                pieces.append([one])
-                prompts, longest = {one.question}, len(one.ids) + 1
-        return pieces
+        return [piece for piece in pieces if piece]
+
+    def _has_room(self, piece: Sequence[Trajectory]) -> bool:
+        """For these together, each prompt counted once."""
+        prompts, longest = {one.question for one in piece}, max(len(one.ids) for one in piece) + 1
+        return len(piece) * longest + len(prompts) * self.questions.longest <= self.config.batch_tokens
 
     def _scored(self, model: Any, piece: Sequence[Trajectory], asked: Mapping[int, Asked] | None) -> Scored:
         """asked: where their answers are to be scored, too."""
@@ -381,6 +384,10 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
 
 def _log(value: float) -> float:
     return math.log(value) if value else -math.inf
+
+
+def _question(one: Trajectory) -> int:
+    return one.question
 
 
 def _padded(rows: Sequence[Tensor], like: Tensor) -> Tensor:
