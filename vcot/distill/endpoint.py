@@ -14,7 +14,7 @@ import math
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -163,7 +163,7 @@ class Endpoint:
         self.rate.answered(answer.headers)
         return completion
 
-    async def stream(self, body: Mapping[str, Any], model: str) -> AsyncIterator[Delta]:
+    async def stream(self, body: Mapping[str, Any], model: str) -> AsyncGenerator[Delta, None]:
         """The same reply while it is written; who stops early (`aclose`) closes the request. One that names options
         which the endpoint refuses is sent again without them.
 
@@ -219,17 +219,31 @@ class Endpoint:
         if "client" in vars(self):
             await self.client.close()
 
-    async def _served(self) -> str:
-        """The models that it says it has, as words for a message; empty where it does not say."""
+    async def models(self) -> list[dict[str, Any]] | None:
+        """What /models lists; None: it lists nothing that can be read. Raises Unanswered, and SettingsError."""
         try:
             async with asyncio.timeout(CONNECT):
                 answer = await self.client.get("/models", cast_to=httpx2.Response)
             listed = as_dict(json.loads(answer.content)).get("data")
-        except (TimeoutError, openai.OpenAIError, aiohttp.ClientError, ValueError, RecursionError):
+        except _FAILURES as error:
+            if isinstance(error, openai.APIStatusError):
+                raise self._explain(error, "") from error
+            failure = await self._failure(error, {}, "")
+            assert failure is not None
+            raise failure from error
+        except (ValueError, RecursionError):
+            return None
+        return [as_dict(one) for one in listed] if isinstance(listed, list) else None
+
+    async def _served(self) -> str:
+        """The models that it says it has, as words for a message; empty where it does not say."""
+        try:
+            listed = await self.models()
+        except Unanswered:
             return ""
-        if not isinstance(listed, list):
+        if listed is None:
             return ""
-        names = [_plain(name)[:LONGEST_NAME] for one in listed if isinstance(name := as_dict(one).get("id"), str)]
+        names = [_plain(name)[:LONGEST_NAME] for one in listed if isinstance(name := one.get("id"), str)]
         more = f" and {len(names) - 10} more" if len(names) > 10 else ""
         return f"; it serves {', '.join(names[:10])}{more}" if names else "; it says that it serves no model"
 

@@ -40,7 +40,7 @@ from vcot.grounding import Frame, FrameName, FrameSpec, smart_resize
 from vcot.grounding.tags import DIALECTS, SPELLINGS, render
 from vcot.models import families
 from vcot.models.decoding import Decoding
-from vcot.records import Completion, Sample
+from vcot.records import Completion, Contract, Sample
 from vcot.storage import Store, join
 from vcot.tokens.encoder import prompt_text
 
@@ -72,6 +72,13 @@ class EndpointForm:
     max_pixels: int | None
     factor: int
     family: families.Family | None
+
+    @classmethod
+    def tuned(cls, contract: Contract) -> EndpointForm:
+        """The one that a model was tuned in, where its server tells it."""
+        return cls(
+            contract.frame_spec, Form.tuned(contract), contract.min_pixels, contract.max_pixels, contract.factor, None
+        )  # fmt: skip
 
     def size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(width, height) at which an image of this size is sent. Raises ValueError for a side ratio above 200."""
