@@ -146,7 +146,8 @@ async def _serve(settings: DemoSettings, address: str, name: str, form: Endpoint
 
 @contextlib.contextmanager
 def _served_here(subject: str) -> Iterator[str]:
-    """jobs.serve beside the page, ended with it: its endpoint. The page is up before the model is loaded, and says so."""
+    """jobs.serve beside the page, ended with it: its endpoint. The page is up before the model is loaded, and says
+    so."""
     with socket.socket() as free:
         free.bind((LOCAL, 0))
         port = free.getsockname()[1]

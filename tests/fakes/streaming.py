@@ -53,7 +53,7 @@ class Asked:
     @property
     def words(self) -> str:
         content = self.body["messages"][-1]["content"]
-        return content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content)
+        return content if isinstance(content, str) else "\n".join(part["text"] for part in content if "text" in part)
 
     @property
     def images(self) -> list[Image.Image]:
@@ -129,7 +129,6 @@ def scripted_endpoint(
     endpoint, ready, loop = Endpoint(script, vcot), threading.Event(), asyncio.new_event_loop()
     app = web.Application(client_max_size=1 << 28)
     app.add_routes([web.get("/v1/models", endpoint.models), web.post("/v1/chat/completions", endpoint.complete)])
-    app.router.add_get("/health", lambda _: web.Response())
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
 
     async def start() -> None:

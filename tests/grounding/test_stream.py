@@ -19,6 +19,10 @@ def cut(text: str, places: list[int]) -> list[str]:
     return [text[a:b] for a, b in pairwise([0, *sorted(p % (len(text) + 1) for p in places), len(text)])]
 
 
+def flat(each: list[list[Event]]) -> list[Event]:
+    return [event for events in each for event in events]
+
+
 def told(events: list[Event]) -> Trace:
     """What a reader has put together from the events."""
     parts: list[str | Mention] = []
@@ -58,7 +62,7 @@ places = st.lists(st.integers(0, 400), max_size=12)
 def test_any_text_however_it_is_cut_is_read_as_the_whole_is(text, cuts):
     events, parsed = streamed(cut(text, cuts))
     assert parsed == parse(text, FRAME)
-    assert told(sum(events, [])) == parsed.trace
+    assert told(flat(events)) == parsed.trace
 
 
 @unhurried
@@ -68,7 +72,7 @@ def test_every_dialect_can_be_streamed(drawn, dialect, cuts):
     text = render(trace, frame, dialect)
     events, parsed = streamed(cut(text, cuts), frame)
     assert parsed == parse(text, frame)
-    assert told(sum(events, [])) == parsed.trace
+    assert told(flat(events)) == parsed.trace
 
 
 @unhurried
@@ -88,7 +92,7 @@ def test_a_box_comes_with_the_piece_that_closes_its_tag_and_prose_at_once():
 
 
 def test_the_answer_is_told_apart_before_its_first_word():
-    events = sum(streamed(list(REPLY))[0], [])
+    events = flat(streamed(list(REPLY))[0])
     place = next(n for n, event in enumerate(events) if isinstance(event, Answering))
     assert "".join(event.text for event in events[place + 1 :]) == " up"
     assert "".join(event.text for event in events[:place] if isinstance(event, Text)) == "The  turns.\n"
@@ -96,7 +100,7 @@ def test_the_answer_is_told_apart_before_its_first_word():
 
 @pytest.mark.parametrize("text", ["The answer is up", "an answer", "a\nThe final answers", "x Answer: up"])
 def test_prose_that_only_begins_like_an_answer_stays_prose(text):
-    events = sum(streamed(list(text))[0], [])
+    events = flat(streamed(list(text))[0])
     assert "".join(event.text for event in events) == text
     assert all(isinstance(event, Text) for event in events)
 

@@ -18,6 +18,7 @@ import asyncio
 import hashlib
 import ipaddress
 import json
+import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -129,7 +130,8 @@ class Page:
         except ConnectionResetError:
             raise
         except Exception:
-            logging.get().exception("a request failed", path=request.path)
+            logging.get().error("a request failed", path=request.path)
+            traceback.print_exc()
             return web.json_response({"message": "Something went wrong here; the server's log says what."}, status=500)
 
     def _judge(self, request: web.Request) -> None:
@@ -190,7 +192,8 @@ class Page:
     async def _ask(self, request: web.Request) -> web.StreamResponse:
         data, fields = await self._read(request)
         question, ways = fields.get("question", "").strip(), fields.get("ways", "ground").split(",")
-        samples = int(fields["samples"]) if fields.get("samples", "1") in map(str, range(1, MOST_REPLIES + 1)) else 0
+        number = fields.get("samples", "1")
+        samples = int(number) if number in map(str, range(1, MOST_REPLIES + 1)) else 0
         if not question:
             raise Refused(400, "What do you want to know? The question is empty.")
         asked_ways: list[Way] = [way for way in WAYS if way in ways]
@@ -306,7 +309,8 @@ class Page:
             logging.get().warning("a reply failed", why=str(why))
             message = "The model's server gave no answer. It may be down or busy: ask again in a moment."
         except Exception:
-            logging.get().exception("a reply failed")
+            logging.get().error("a reply failed")
+            traceback.print_exc()
             message = "Something went wrong here; the server's log says what."
         tell({"on": "failed", "reply": number, "message": message})
         return None

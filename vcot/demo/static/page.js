@@ -65,17 +65,24 @@ function flat(value, name = "") {
 }
 
 function offerExamples() {
-  find("#examples").replaceChildren(...about.examples.map((example, number) => {
+  const tiles = (captioned) => about.examples.map((example, number) => {
     const button = document.createElement("button"), shown = document.createElement("img");
     Object.assign(shown, { src: `/examples/${number}`, alt: "" });
     Object.assign(button, { type: "button", title: example.question, ariaLabel: `Example: ${example.title}. ${example.question}` });
     button.append(shown);
+    if (captioned) {
+      const caption = document.createElement("span");
+      caption.textContent = example.question;
+      button.append(caption);
+    }
     button.addEventListener("click", async () => {
       const data = await (await fetch(`/examples/${number}`)).blob();
       if (await take(new File([data], `${example.title} ${number + 1}`, { type: data.type }))) question.value = example.question;
     });
     return button;
-  }));
+  });
+  find("#examples").replaceChildren(...tiles(false));
+  find(".tiles").replaceChildren(...tiles(true));
 }
 
 // --- an image: from a file, the clipboard, a drag, the camera
@@ -171,6 +178,7 @@ form.addEventListener("submit", (event) => {
   current?.abort.abort();
   if (current && current.image.url !== image.url) URL.revokeObjectURL(current.image.url);
   current = { question: asked, image, ways, samples, replies: [], votes: [], palette: new Palette(), abort: null };
+  document.body.classList.add("asked");
   find("#empty").hidden = true;
   find("#asked").hidden = false;
   find("#asked h2").textContent = asked;
@@ -223,6 +231,7 @@ async function ask(run, blank) {
         run.replies.push(reply);
         find("#cards").append(reply.root);
         find("#cards").classList.toggle("one", run.replies.length === 1);
+        find("#cards").classList.toggle("several", run.replies.length > 2);
         if (run.replies.length === base + 1 && innerWidth <= 900) find("#asked").scrollIntoView({ block: "start" });
       } else if (event.on === "vote") voted(run, event, mine);
       else if (event.on === "end") ended = true;
@@ -275,12 +284,13 @@ function voted(run, vote, mine) {
   block.className = "vote";
   title.textContent = vote.groups.length ? `Vote of ${all} (${vote.way})` : `No reply of ${all} comes to an answer (${vote.way})`;
   for (const { answer, replies } of vote.groups) {
-    const line = document.createElement("li"), name = document.createElement("span"), meter = document.createElement("meter");
-    const count = document.createElement("span");
+    const [line, name, bar, filled, count] = ["li", "span", "div", "i", "span"].map((kind) => document.createElement(kind));
     name.textContent = answer;
-    Object.assign(meter, { min: 0, max: all, value: replies.length, ariaLabel: `${replies.length} of ${all}` });
+    bar.className = "bar";
+    filled.style.width = `${100 * replies.length / all}%`;
+    bar.append(filled);
     count.textContent = `${replies.length} of ${all}`;
-    line.append(name, meter, count);
+    line.append(name, bar, count);
     list.append(line);
   }
   const said = Object.entries(METHODS).filter(([method]) => method in vote.chosen)

@@ -35,23 +35,24 @@ function cell(pen, reply, image, x, y, width, colour, draw) {
     pen.fillStyle = "#808080";
     pen.fillRect(x, top, across * scale, down * scale);
     if (!reply.blank && image) pen.drawImage(image, x, top, across * scale, down * scale);
-    for (const { label, boxes, groups } of reply.mentions)
-      boxes.forEach(([x1, y1, x2, y2], n) => {
-        const ink = getComputedStyle(groups[n]).getPropertyValue("--c").trim();
-        const place = [x + x1 * scale, top + y1 * scale, (x2 - x1) * scale, (y2 - y1) * scale];
-        for (const [line, stroke] of [[5, "#ffffffd9"], [2.5, ink]]) {
-          Object.assign(pen, { lineWidth: line, strokeStyle: stroke });
-          pen.strokeRect(...place);
-        }
-        if (label.trim()) {
-          pen.font = `12px ${FONT}`;
-          const wide = Math.min(pen.measureText(label).width + 12, width), up = Math.max(place[1] - 18, top);
-          pen.fillStyle = ink;
-          pen.fillRect(Math.min(place[0], x + across * scale - wide), up, wide, 18);
-          pen.fillStyle = "#fff";
-          pen.fillText(label, Math.min(place[0], x + across * scale - wide) + 6, up + 13, wide - 12);
-        }
-      });
+    const boxes = reply.mentions.flatMap(({ label, boxes, groups }) => boxes.map(([x1, y1, x2, y2], n) => ({
+      label: label.trim(), ink: getComputedStyle(groups[n]).getPropertyValue("--c").trim(),
+      place: [x + x1 * scale, top + y1 * scale, (x2 - x1) * scale, (y2 - y1) * scale],
+    })));
+    for (const { ink, place } of boxes)
+      for (const [line, stroke] of [[5, "#ffffffd9"], [2.5, ink]]) {
+        Object.assign(pen, { lineWidth: line, strokeStyle: stroke });
+        pen.strokeRect(...place);
+      }
+    pen.font = `12px ${FONT}`;
+    for (const { label, ink, place } of boxes) if (label) {
+      const wide = Math.min(pen.measureText(label).width + 12, width), up = Math.max(place[1] - 18, top);
+      const left = Math.min(place[0], x + across * scale - wide);
+      pen.fillStyle = ink;
+      pen.fillRect(left, up, wide, 18);
+      pen.fillStyle = "#fff";
+      pen.fillText(label, left + 6, up + 13, wide - 12);
+    }
   }
   let below = top + down * scale + 14;
   below += text(pen, runs(reply.reasoning), x, below, width, 16, colour("--ink"), draw);
@@ -83,7 +84,7 @@ function text(pen, parts, x, y, width, size, ink, draw) {
       if (draw) {
         pen.fillStyle = ink;
         pen.fillText(word, x + at, y + line * high + size, width);
-        if (part.ink && word.trim()) {
+        if (part.ink) {
           pen.fillStyle = part.ink;
           pen.fillRect(x + at, y + line * high + size + 4, wide, 2.5);
         }
