@@ -16,14 +16,16 @@ from tests.demo.serving import png
 
 FLAGS = ("--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
 
-# When each box was drawn, for whoever measures: window.drawn = [[reply, milliseconds since 1970], …]
+# When each box was drawn, for whoever measures: window.drawn = [[reply, milliseconds since 1970], …], at the frame that
+# shows it.
 WATCH = """
 window.drawn = [];
 new MutationObserver((changes) => {
-  const now = performance.timeOrigin + performance.now();
   for (const change of changes) for (const node of change.addedNodes)
-    if (node.classList?.contains("box"))
-      window.drawn.push([[...document.querySelectorAll(".reply")].indexOf(node.closest(".reply")), now]);
+    if (node.classList?.contains("box")) {
+      const reply = [...document.querySelectorAll(".reply")].indexOf(node.closest(".reply"));
+      requestAnimationFrame(() => window.drawn.push([reply, performance.timeOrigin + performance.now()]));
+    }
 }).observe(document, { childList: true, subtree: true });
 """
 

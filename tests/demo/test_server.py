@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.demo.serving import FRAME, SIZE, TOLD, png, running_page
+from tests.demo.serving import FRAME, SIZE, TOLD, png, run, running_page
 from tests.fakes.streaming import DISCS, Asked, Said, scripted_endpoint
 from vcot.evaluation.endpoint import declared_form
 from vcot.grounding import parse
@@ -29,12 +29,12 @@ def form(**fields: Any) -> aiohttp.FormData:
     return data
 
 
-def run(told: Callable[[aiohttp.ClientSession], Awaitable[Any]]) -> Any:
-    async def within() -> Any:
+def within(told: Callable[[aiohttp.ClientSession], Awaitable[Any]]) -> Any:
+    async def opened() -> Any:
         async with aiohttp.ClientSession() as session:
             return await told(session)
 
-    return asyncio.run(within())
+    return run(opened())
 
 
 async def events(response: aiohttp.ClientResponse) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def asked(url: str, headers: dict[str, str] | None = None, **fields: Any) -> lis
         async with session.post(f"{url}/ask", data=form(**fields), headers=headers) as response:
             return await events(response)
 
-    return run(ask)
+    return within(ask)
 
 
 def refused(url: str, headers: dict[str, str] | None = None, data: Any = None, **fields: Any) -> tuple[int, str]:
@@ -55,7 +55,7 @@ def refused(url: str, headers: dict[str, str] | None = None, data: Any = None, *
         async with session.post(f"{url}/ask", data=data or form(**fields), headers=headers) as response:
             return response.status, (await response.json())["message"]
 
-    return run(ask)
+    return within(ask)
 
 
 def of(kind: str, told: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -156,7 +156,7 @@ def test_whoever_leaves_ends_the_request_to_the_model():
             await asyncio.sleep(0.5)
             return left
 
-        left = run(leave)
+        left = within(leave)
         assert endpoint.asked[0].left
         assert endpoint.asked[0].left_at - left < 0.3
         assert page.page.queue.under_way == 0
@@ -200,7 +200,7 @@ def test_other_names_and_other_pages_are_not_answered(headers, status):
             async with session.get(f"{page.url}/about", headers={"Host": "evil.example"}) as response:
                 return response.status
 
-        assert run(get) == 403
+        assert within(get) == 403
 
 
 def huge_png(width: int, height: int) -> bytes:
@@ -257,7 +257,7 @@ def test_pages_carry_a_policy_under_which_nothing_foreign_loads():
             )
             return [(await session.get(page.url + path)).headers for path in paths]
 
-        for headers in run(heads):
+        for headers in within(heads):
             assert headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'self';")
             assert "unsafe" not in headers["Content-Security-Policy"]
             assert headers["X-Content-Type-Options"] == "nosniff"
@@ -272,7 +272,7 @@ def test_nothing_of_the_inside_reaches_the_page(monkeypatch):
             async with session.get(f"{page.url}/about") as response:
                 return await response.text()
 
-        about = run(text)
+        about = within(text)
         assert "Qwen2.5-VL-7B" in about
         endpoint.down = True
         told = json.dumps(asked(page.url)) + about
