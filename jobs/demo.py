@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 REHEARSAL = ROOT / "examples" / "rehearsal"
 LOCAL = "127.0.0.1"
-SERVED_AS = "vcot"
+Server = subprocess.Popen[bytes]
 
 
 class DemoSettings(Declared):
@@ -88,9 +89,10 @@ def run(settings: DemoSettings) -> None:
     form = _declared(settings)
     with contextlib.ExitStack() as within:
         subject = settings.subject or _last_run(settings, within) or str(REHEARSAL)
+        server = None
         if not is_endpoint(subject):
-            subject = within.enter_context(_served_here(subject))
-        asyncio.run(_serve(settings, *address_and_name(subject), form))
+            subject, server = within.enter_context(_served_here(subject))
+        asyncio.run(_serve(settings, *address_and_name(subject), form, server))
 
 
 def _declared(settings: DemoSettings) -> EndpointForm | None:
@@ -105,7 +107,9 @@ def _declared(settings: DemoSettings) -> EndpointForm | None:
     )  # fmt: skip
 
 
-async def _serve(settings: DemoSettings, address: str, name: str, form: EndpointForm | None) -> None:
+async def _serve(
+    settings: DemoSettings, address: str, name: str, form: EndpointForm | None, server: Server | None
+) -> None:  # fmt: skip
     from aiohttp import web
 
     from vcot.demo.examples import drawn, photographs
@@ -135,6 +139,10 @@ async def _serve(settings: DemoSettings, address: str, name: str, form: Endpoint
         if settings.host != LOCAL:
             logging.get().warning("others can reach this page, and it asks nobody who they are", host=settings.host)
         while not stop.requested:
+            if server is not None and (code := server.poll()) is not None:
+                gone = TemporaryError(f"jobs.serve ended with exit code {code}; what it said stands above")
+                gone.exit_code = code if code > 0 else gone.exit_code
+                raise gone
             await asyncio.sleep(0.2)
     finally:
         await runner.cleanup()
@@ -145,22 +153,21 @@ async def _serve(settings: DemoSettings, address: str, name: str, form: Endpoint
 
 
 @contextlib.contextmanager
-def _served_here(subject: str) -> Iterator[str]:
-    """jobs.serve beside the page, ended with it: its endpoint. The page is up before the model is loaded, and says
-    so."""
+def _served_here(subject: str) -> Iterator[tuple[str, Server]]:
+    """jobs.serve beside the page, ended with it: its endpoint, and its process. The page is up before the model is
+    loaded, and says so."""
     with socket.socket() as free:
         free.bind((LOCAL, 0))
         port = free.getsockname()[1]
+    *above, last = subject.rstrip("/").split("/")
+    name = re.sub(r"[^\w.-]", "-", above[-1] if last == "train" and above else last)  # a run's, or the folder's
     command = [sys.executable, "-m", "jobs.serve", "--subject", subject, "--host", LOCAL]
-    command += ["--port", str(port), "--name", SERVED_AS]
+    command += ["--port", str(port), "--name", name]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VCOT_DEMO_")}
     logging.get().info("the model is being loaded", subject=subject)
     server = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent(signal.SIGKILL))
     try:
-        # What is wrong with the subject shows at once, and the server has said it.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            raise TemporaryError(f"jobs.serve ended with exit code {server.wait(2)}; what it said stands above")
-        yield f"http://{LOCAL}:{port}/v1#{SERVED_AS}"
+        yield f"http://{LOCAL}:{port}/v1#{name}", server
     finally:
         server.terminate()
         try:

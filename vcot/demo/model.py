@@ -74,11 +74,11 @@ class _Said:
         return self.counted or self.pieces
 
     def pace(self) -> dict[str, Any]:
-        """first: seconds until the first token; rate: tokens a second from then on, None of fewer than two."""
+        """first: seconds until the first token; rate: tokens a second from then on, None of too few to say."""
         if self.first_at is None:
             return {"tokens": 0, "first": None, "rate": None}
         writing = self.last_at - self.first_at
-        rate = (self.tokens - 1) / writing if writing > 0 and self.tokens > 1 else None
+        rate = (self.tokens - 1) / writing if writing > 0.05 and self.tokens > 1 else None
         return {
             "tokens": self.tokens,
             "first": round(self.first_at - self.asked_at, 3),

@@ -102,6 +102,7 @@ class Page:
         self._keep_uri, self._store = keep_uri, store or Store()
         self._decoding = asyncio.Semaphore(DECODED_AT_ONCE)
         self._connecting = asyncio.Lock()
+        self._not_ready = ""
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard], handler_args={"max_field_size": 16384})
@@ -183,8 +184,10 @@ class Page:
                 try:
                     await self.model.connect()
                 except (Unanswered, VcotError) as error:
-                    why = error.trouble if isinstance(error, Unanswered) else error
-                    logging.get().warning("the model cannot be asked yet", why=str(why))
+                    why = str(error.trouble if isinstance(error, Unanswered) else error)
+                    if why != self._not_ready:  # once, however often the page asks
+                        logging.get().warning("the model cannot be asked yet", why=why)
+                    self._not_ready = why
             return self.model.connected
 
     # --- what it is asked
@@ -372,7 +375,8 @@ def _of_replies(said: dict[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
 
 def _card(model: ServedModel) -> dict[str, Any]:
     """What is told of the model: what its server says, without places, and how it writes boxes."""
-    card = {str(name).replace("_", " "): _without_places(value) for name, value in model.card.items()}
+    told = {name: value for name, value in model.card.items() if value not in (None, "", {}, [])}
+    card = {str(name).replace("_", " "): _without_places(value) for name, value in told.items()}
     if model.form is not None:
         form = model.form
         shown = "as it is" if form.min_pixels is None else f"{form.min_pixels:,} to {form.max_pixels:,} pixels"
