@@ -72,6 +72,8 @@ class DemoSettings(Declared):
     subject_max_pixels: int | None = setting(None, "the same, at most", unit="pixels", gt=0)
 
     groups: ClassVar[tuple[Group, ...]] = (
+        Group("the model, and who may ask it", ("subject", "host", "port", "allowed_hosts", "concurrency")),
+        Group("what is taken and kept", ("max_image_mib", "max_pixels", "keep_uri")),
         Group("an endpoint that does not tell how its model writes boxes", (
             "native_form", "subject_frame", "subject_dialect", "subject_min_pixels", "subject_max_pixels",
         )),
