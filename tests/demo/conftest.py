@@ -14,7 +14,12 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, s
 
 from tests.demo.serving import png
 
-FLAGS = ("--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--use-fake-ui-for-media-stream",
+    "--use-fake-device-for-media-stream",
+)
 
 # When each box was drawn, for whoever measures: window.drawn = [[reply, milliseconds since 1970], …], at the frame that
 # shows it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import re
@@ -13,25 +14,32 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 
 from tests.demo.conftest import ended
 from tests.demo.serving import TOLD, run
-from tests.demo.test_server import form
+from tests.demo.test_server import events, form, of, within
 from tests.fakes.streaming import DISCS, Asked, Endpoint, Said, scripted_endpoint
+from vcot.demo.examples import drawn
+from vcot.grounding import Box, iou
 
 ROOT = Path(__file__).parents[2]
 
 
+def started(endpoint: Endpoint, *flags: str) -> AbstractContextManager[tuple[str, subprocess.Popen[str]]]:
+    return launched("--subject", f"{endpoint.address}#small", *flags)
+
+
 @contextmanager
-def started(endpoint: Endpoint, *flags: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The address that it prints."""
+def launched(*flags: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The address that it prints, and its process."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("VCOT_", "OPENAI"))}
-    command = [sys.executable, "-m", "jobs.demo", "--port", "0", "--subject", f"{endpoint.address}#small", *flags]
+    command = [sys.executable, "-m", "jobs.demo", "--port", "0", *flags]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -71,6 +79,29 @@ def test_wrong_settings_end_it_in_words(flags, code, words):
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert (answer.returncode, "Traceback" in answer.stderr) == (code, False), answer.stderr
     assert words in answer.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jobs.serve") is None, reason="there is no jobs.serve")
+def test_without_a_subject_the_rehearsals_base_is_served_beside_it(tmp_path):
+    """The page is there at once, and says that the model is not; then a drawn disc is pointed at."""
+    example = next(iter(drawn()))
+    with launched("--local-folder", str(tmp_path)) as (url, process):
+
+        async def ask(session: aiohttp.ClientSession) -> tuple[bool, list[dict[str, Any]]]:
+            about = f"{url}/about"
+            first = (await (await session.get(about)).json())["ready"]
+            while not (await (await session.get(about)).json())["ready"]:
+                assert process.poll() is None
+                await asyncio.sleep(0.2)
+            async with session.post(f"{url}/ask", data=form(image=example.data, question=example.question)) as answer:
+                return first, await events(answer)
+
+        first, told = within(ask)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    assert not first
+    (box,) = of("box", told)
+    assert iou(Box(*box["box"]), Box(106, 62, 159, 116)) > 0.6
 
 
 # --- whether it keeps up
@@ -149,9 +180,9 @@ def test_drawing_keeps_up_with_200_tokens_a_second(visitor):
             asked = endpoint.asked[-1]
             closed = [when for token, when in asked.sent if token == "</box>"]
             # Each is drawn again at the end, from the whole.
-            drawn = [when / 1000 for _, when in page.evaluate("window.drawn")][: len(closed)]
+            shown = [when / 1000 for _, when in page.evaluate("window.drawn")][: len(closed)]
             page.evaluate("window.drawn = []")
-            late = [shown - sent for shown, sent in zip(drawn, closed, strict=True)]
+            late = [at - sent for at, sent in zip(shown, closed, strict=True)]
             seconds = asked.sent[-1][1] - asked.sent[0][1]
             told = f"boxes at {len(asked.sent) / seconds:.0f} tokens a second {lateness(late)}"
             print(told)

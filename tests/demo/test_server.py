@@ -203,6 +203,24 @@ def test_other_names_and_other_pages_are_not_answered(headers, status):
         assert within(get) == 403
 
 
+def test_more_than_it_can_hold_are_told_to_come_again(monkeypatch):
+    with scripted_endpoint(lambda _: Said(DISCS, rate=20), vcot=TOLD) as endpoint, running_page(endpoint) as page:
+        monkeypatch.setattr("vcot.demo.server.MOST_ASKED", 2)
+
+        async def three(session: aiohttp.ClientSession) -> list[int]:
+            async def one() -> int:
+                async with session.post(f"{page.url}/ask", data=form()) as response:
+                    await response.read()
+                    return response.status
+
+            return await asyncio.gather(one(), one(), one())
+
+        assert sorted(within(three)) == [200, 200, 503]
+        monkeypatch.setattr("vcot.demo.server.MOST_HELD", -1)
+        assert refused(page.url)[0] == 503
+        assert (page.page._asked, page.page._held) == (0, 0)
+
+
 def huge_png(width: int, height: int) -> bytes:
     """A header that promises so many pixels, and almost nothing behind it."""
 

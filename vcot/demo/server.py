@@ -41,6 +41,8 @@ from vcot.storage.images import ImageError, Reason
 
 MOST_REPLIES = 12  # to one question
 MOST_WAITING = 100  # replies in the queue
+MOST_ASKED = 40  # questions at a time, with their files in memory
+MOST_HELD = 300_000_000  # pixels of their images, decoded; 0.9 GB
 LONGEST_QUESTION = 4_000  # characters
 UPLOAD_TIME = 120.0  # seconds
 DECODED_AT_ONCE = 2  # images; each may take 150 MB
@@ -88,6 +90,10 @@ class Refused(Exception):
         self.status, self.message = status, message
 
 
+def _busy() -> Refused:
+    return Refused(503, "Too many are asking. Try again in a moment.")
+
+
 class Page:
     """names: hosts that it answers to, beside localhost and addresses by number. keep_uri: where images and replies go;
     None: nowhere. examples: called once, when the page starts."""
@@ -103,6 +109,7 @@ class Page:
         self._decoding = asyncio.Semaphore(DECODED_AT_ONCE)
         self._connecting = asyncio.Lock()
         self._not_ready = ""
+        self._asked = self._held = 0  # questions under way, and the pixels of their images
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard], handler_args={"max_field_size": 16384})
@@ -193,6 +200,15 @@ class Page:
     # --- what it is asked
 
     async def _ask(self, request: web.Request) -> web.StreamResponse:
+        if self._asked >= MOST_ASKED:
+            raise _busy()
+        self._asked += 1
+        try:
+            return await self._answer(request)
+        finally:
+            self._asked -= 1
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         data, fields = await self._read(request)
         question, ways = fields.get("question", "").strip(), fields.get("ways", "ground").split(",")
         number = fields.get("samples", "1")
@@ -205,8 +221,10 @@ class Page:
         if not await self._is_ready():
             raise Refused(503, "The model is not there yet, or its server is down. Try again in a moment.")
         if self.queue.waiting + samples * len(asked_ways) > MOST_WAITING:
-            raise Refused(503, "Too many are waiting. Try again in a moment.")
+            raise _busy()
         async with self._decoding:
+            if self._held > MOST_HELD:
+                raise _busy()
             try:
                 image = await asyncio.to_thread(
                     images.decode, data, "upload", max_pixels=self.limits.pixels, budget=self.model.budget
@@ -220,7 +238,12 @@ class Page:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
         response.enable_chunked_encoding()
         await response.prepare(request)
-        done = await self._stream(response, asked, replies)
+        held = image.pixels.width * image.pixels.height
+        self._held += held
+        try:
+            done = await self._stream(response, asked, replies)
+        finally:
+            self._held -= held
         if self._keep_uri is not None:
             await asyncio.to_thread(self._keep, self._keep_uri, data, asked, replies, done)
         return response
