@@ -2,8 +2,8 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lint test local-train local-compare local-clean minio s3 push-base push-example pages rehearsal-base reasoning-base reason-demo bench-kill bench-ranks bench-convert bench-distill bench-tokenize bench-storm \
-	bench-evaluate bench-train bench-grpo bench-gfn bench-routes bench-gpu bench-probe requirements schemas golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
+# What has a line of help is a command, and no file.
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
 WILL_DO := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -198,6 +198,9 @@ local-train: $(VENV) settings-are-known ## convert, distill, tokenize, train and
 local-compare: $(VENV) ## evaluations of runs on this computer side by side, in .local/comparison: RUNS='first second'
 	@test -n '$(RUNS)' || { echo "Which? make local-compare RUNS='first second'"; exit 64; }
 	@$(PY) -m tools.s3server --serve .local/s3 -- $(PY) -m jobs.evaluate --run-uri .local --compare $(RUNS:%=s3://vcot/runs/%)
+
+demo: $(VENV) ## a page on which a model is asked about images: the last local run's, or SUBJECT=https://vllm:8000/v1\#vcot; PORT=7860
+	@$(PY) -m jobs.demo $(if $(SUBJECT),--subject '$(SUBJECT)') $(if $(PORT),--port '$(PORT)')
 
 local-clean: ## forget all runs on this computer and what they stored
 	rm -rf .local

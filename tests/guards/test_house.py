@@ -29,7 +29,7 @@ ALLOWED = {
     "botocore": ("vcot/storage",),
     "smart_open": ("vcot/storage",),
     "kubernetes": ("vcot/pipeline/client.py",),
-    "tools": ("jobs/pipeline.py",),  # the S3 server of a run on this computer, in a checkout
+    "tools": ("jobs/pipeline.py", "jobs/demo.py"),  # the S3 server of a run on this computer, in a checkout
     "openai": ("vcot/distill", "vcot/training/served.py"),
 }
 
