@@ -17,33 +17,38 @@ _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 class Detokenizer:
-    """Of one reply. encoder: of the model that says it."""
+    """Of one reply.
 
-    def __init__(self, encoder: Encoder) -> None:
+    Args:
+        encoder: of the model that says it.
+        rationale: it begins with a rationale that is a turn of its own, if the encoder's contract has such turns.
+    """
+
+    def __init__(self, encoder: Encoder, *, rationale: bool = True) -> None:
         self._encoder, self._ends = encoder, encoder.eos_token_ids
         self._held: list[int] = []  # tokens whose text is not sent, from the beginning of a character on
-        self._put = list(encoder.between)  # what must still come between a rationale and its answer
+        self._put = list(encoder.between) if rationale else []  # what must still come behind a rationale's end
         self._in_rationale = bool(self._put)
-        self._answered = False
+        self.ended = False
 
     def add(self, token: int) -> str:
         """What can be sent now; empty while a character is not whole."""
-        if self._answered:
+        if self.ended:
             return ""
-        if self._in_rationale or not self._put:
-            if token not in self._ends:
-                self._held.append(token)
-                text = self._encoder.text_of(self._held)
-                if text.endswith(_UNFINISHED):
-                    return ""
-                self._held.clear()
-                return text
-            self._answered = not (self._in_rationale and token == self._ends[0])
+        if self._put and not self._in_rationale:
+            # As `decode` has it: what stands between the turns is a line break, once all of it is there.
+            self.ended = token != self._put.pop(0)
+            return "" if self._put or self.ended else "\n"
+        if token in self._ends:
+            self.ended = not (self._in_rationale and token == self._ends[0])
             self._in_rationale = False
             return self.rest()
-        # As `decode` has it: what stands between the turns is a line break, once all of it is there.
-        self._answered = token != self._put.pop(0)
-        return "" if self._put or self._answered else "\n"
+        self._held.append(token)
+        text = self._encoder.text_of(self._held)
+        if text.endswith(_UNFINISHED):
+            return ""
+        self._held.clear()
+        return text
 
     def rest(self) -> str:
         """What was held back, when no more will come."""
