@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lint test local-train local-compare local-clean minio s3 push-base push-example pages rehearsal-base reasoning-base reason-demo bench-kill bench-ranks bench-convert bench-distill bench-tokenize bench-storm \
+.PHONY: help venv lint test local-train local-compare local-clean serve minio s3 push-base push-example pages rehearsal-base reasoning-base reason-demo bench-kill bench-ranks bench-convert bench-distill bench-tokenize bench-storm \
 	bench-evaluate bench-train bench-grpo bench-gfn bench-gpu bench-probe requirements schemas golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
@@ -195,6 +195,14 @@ local-train: $(VENV) settings-are-known ## convert, distill, tokenize, train and
 local-compare: $(VENV) ## evaluations of runs on this computer side by side, in .local/comparison: RUNS='first second'
 	@test -n '$(RUNS)' || { echo "Which? make local-compare RUNS='first second'"; exit 64; }
 	@$(PY) -m tools.s3server --serve .local/s3 -- $(PY) -m jobs.evaluate --run-uri .local --compare $(RUNS:%=s3://vcot/runs/%)
+
+# The model of the newest run on this computer, as its pages tell; else the shipped base.
+NEWEST = $(firstword $(shell ls -t .local/runs/*/train-report.json 2>/dev/null))
+SERVED = $(or $(SUBJECT),$(NEWEST:.local/runs/%/train-report.json=s3://vcot/runs/%/train),$(BASE))
+
+serve: $(VENV) ## one model behind OpenAI's interface, on this computer: SUBJECT=train stage or folder (the newest run's) PORT=8000
+	@$(if $(filter s3://%,$(SERVED)),$(PY) -m tools.s3server --serve .local/s3 --) \
+		$(PY) -m jobs.serve --subject '$(SERVED)' $(if $(PORT),--port '$(PORT)')
 
 local-clean: ## forget all runs on this computer and what they stored
 	rm -rf .local

@@ -50,15 +50,19 @@ def run(settings: ServeSettings) -> None:
     # Where cores are shared, threads that spin while they wait make a small model ten times slower. Must be set
     # before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from vcot.models.device import use_device
+    from vcot.evaluation.subjects import model_at
     from vcot.serving.model import load
     from vcot.serving.server import listening, serve
     from vcot.storage import Store
 
     with listening(settings.host, settings.port) as held, tempfile.TemporaryDirectory(prefix="serve-") as scratch:
+        store = Store()
+        found = model_at(store, settings.subject)
+        from vcot.models.device import use_device  # of torch: what is wrong above is told without it
+
         use_device(settings.device)
         model = load(
-            Store(), settings.subject, Path(scratch), name=settings.name, quantization=settings.quantization,
+            store, found, Path(scratch), name=settings.name, quantization=settings.quantization,
             dtype=settings.dtype,
         )  # fmt: skip
         summary(model=model.name, digest=model.card["digest"])

@@ -11,7 +11,7 @@ from vcot import __version__, logging
 from vcot.evaluation.checkpoint import Checkpoint
 from vcot.evaluation.models import forms_of
 from vcot.evaluation.page import headline
-from vcot.evaluation.subjects import Finished, ModelFound, evaluation_at, model_at
+from vcot.evaluation.subjects import Finished, ModelFound, evaluation_at
 from vcot.storage import Store, join
 from vcot.storage import name as last_part
 from vcot.tokens import Encoder
@@ -40,20 +40,19 @@ class ServedModel:
 
 
 def load(
-    store: Store, subject: str, scratch: Path, *, name: str | None = None,
+    store: Store, found: ModelFound, scratch: Path, *, name: str | None = None,
     quantization: Literal["as-trained", "none", "nf4"] = "as-trained",
     dtype: Literal["auto", "bfloat16", "float32"] = "auto",
 ) -> ServedModel:  # fmt: skip
     """
     Args:
-        subject: as `model_at` takes it. scratch: a folder on this disk, for weights.
+        found: of `model_at`. scratch: a folder on this disk, for weights.
         name: default: that of the run that trained it, or of its folder.
 
-    Raises InputError: there is no such model, or its files are not those that its stage names.
+    Raises InputError: its files are not those that its stage names, or no model of a known family.
     """
     from vcot.models.loading import context_length
 
-    found = model_at(store, subject)
     trained = None if found.train is None else found.train.marker.metadata
     base = (found.uri, found.sha256) if trained is None else (trained.base_uri, trained.base_sha256)
     checkpoint = Checkpoint(store, found.uri, trained, *base, scratch, quantization, dtype)
