@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv lint test local-train local-compare local-clean serve minio s3 push-base push-example pages rehearsal-base reasoning-base reason-demo bench-kill bench-ranks bench-convert bench-distill bench-tokenize bench-storm \
-	bench-evaluate bench-train bench-grpo bench-gfn bench-gpu bench-probe requirements schemas golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
+	bench-evaluate bench-serve bench-train bench-grpo bench-gfn bench-gpu bench-probe requirements schemas golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
 WILL_DO := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -113,6 +113,9 @@ bench-evaluate: $(VENV) ## replies a second of evaluate beside a loop of one row
 	$(PY) -m benchmarks.evaluate --rows $(or $(ROWS),192) --rounds $(or $(ROUNDS),5)
 	$(PY) -m benchmarks.endpoint --rounds $(or $(ROUNDS),5) --wait $(or $(WAIT),0.5)
 
+bench-serve: $(VENV) ## first token, tokens a second and stopping of make serve, for one client and several; CLIENTS=1,8 ROUNDS=5
+	$(PY) -m benchmarks.serve --clients '$(or $(CLIENTS),1$(comma)8)' --rounds $(or $(ROUNDS),5) $(if $(BASE),--base '$(BASE)')
+
 bench-train: $(VENV) ## rows a second of training on this CPU, beside TRL's trainer; BASE=folder ROUNDS=3 ROWS=96 SETS='scenes cells long'
 	$(PY) -m benchmarks.train --base '$(BASE)' --rounds $(or $(ROUNDS),3) --rows $(or $(ROWS),96) $(if $(SETS),--sets $(SETS))
 
@@ -197,8 +200,8 @@ local-compare: $(VENV) ## evaluations of runs on this computer side by side, in 
 	@$(PY) -m tools.s3server --serve .local/s3 -- $(PY) -m jobs.evaluate --run-uri .local --compare $(RUNS:%=s3://vcot/runs/%)
 
 # The model of the newest run on this computer, as its pages tell; else the shipped base.
-NEWEST = $(firstword $(shell ls -t .local/runs/*/train-report.json 2>/dev/null))
-SERVED = $(or $(SUBJECT),$(NEWEST:.local/runs/%/train-report.json=s3://vcot/runs/%/train),$(BASE))
+NEWEST = $(firstword $(shell ls -t .local/runs/*/train-losses.png 2>/dev/null))
+SERVED = $(or $(SUBJECT),$(NEWEST:.local/runs/%/train-losses.png=s3://vcot/runs/%/train),$(BASE))
 
 serve: $(VENV) ## one model behind OpenAI's interface, on this computer: SUBJECT=train stage or folder (the newest run's) PORT=8000
 	@$(if $(filter s3://%,$(SERVED)),$(PY) -m tools.s3server --serve .local/s3 --) \

@@ -50,7 +50,7 @@ def test_it_serves_a_folder_until_it_is_told_to_end(tmp_path: Path) -> None:
         cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        until = time.monotonic() + 90
+        until = time.monotonic() + 300
         while True:
             try:
                 health = json.loads(DIRECT.open(f"http://127.0.0.1:{port}/health").read())

@@ -211,7 +211,7 @@ def _bytes_of(url: str, param: str) -> bytes:
     head, comma, encoded = url.partition(",")
     if not (comma and head.startswith("data:") and head.endswith(";base64")):
         raise Refused(
-            400, f"images are sent as data:image/png;base64,… (or jpeg, …); this server fetches nothing: {url[:40]!r}",
+            400, f"images are sent as data:image/png;base64,... or so; this server fetches nothing: {url[:40]!r}",
             param=param, code="invalid_image_url",
         )  # fmt: skip
     try:
