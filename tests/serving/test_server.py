@@ -287,7 +287,8 @@ def test_evaluate_asks_the_very_tokens_and_pixels_that_it_asks_a_model_at_hand(
     del server.jobs[:]
     endpoint = EndpointModel(Store(), f"{server.address}/v1", "rehearsal", form, cache_uri=str(tmp_path), at_once=1)
     with endpoint as asked:
-        asked.ask("subject", prompts, Decoding(20))
+        for prompt in prompts:  # one after another, so that it is known whose job is whose
+            asked.ask("subject", [prompt], Decoding(20))
     assert len(server.jobs) == 4
     for prompt, job in zip(prompts, server.jobs, strict=True):
         here = model.encoder.prompts([prompt.sample], [prompt.images], [None], pointing=(prompt.frame, "vcot"))
@@ -306,8 +307,7 @@ def test_an_evaluation_through_http_has_the_table_of_one_that_loads_the_model(se
         "conditions": "real,blank", "ask": "ground,direct",
     }  # fmt: skip
     declared: dict[str, Any] = {
-        "subject_frame": "thousandths", "subject_dialect": "vcot", "subject_instruction": "",
-        "subject_min_pixels": 3136, "subject_max_pixels": 12544, "subject_concurrency": 8,
+        "subject_frame": "thousandths", "subject_dialect": "vcot", "subject_instruction": "", "subject_concurrency": 8,
     }  # fmt: skip
     reports, replies = [], []
     for name, subject, more in (("here", str(BASE), {}), ("http", f"{server.address}/v1#rehearsal", declared)):
