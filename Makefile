@@ -113,6 +113,9 @@ bench-evaluate: $(VENV) ## replies a second of evaluate beside a loop of one row
 	$(PY) -m benchmarks.evaluate --rows $(or $(ROWS),192) --rounds $(or $(ROUNDS),5)
 	$(PY) -m benchmarks.endpoint --rounds $(or $(ROUNDS),5) --wait $(or $(WAIT),0.5)
 
+bench-serve: $(VENV) ## first token, tokens a second and stopping of make serve, for one client and several; CLIENTS=1,8 ROUNDS=5
+	$(PY) -m benchmarks.serve --clients '$(or $(CLIENTS),1$(comma)8)' --rounds $(or $(ROUNDS),5) $(if $(BASE),--base '$(BASE)')
+
 bench-train: $(VENV) ## rows a second of training on this CPU, beside TRL's trainer; BASE=folder ROUNDS=3 ROWS=96 SETS='scenes cells long'
 	$(PY) -m benchmarks.train --base '$(BASE)' --rounds $(or $(ROUNDS),3) --rows $(or $(ROWS),96) $(if $(SETS),--sets $(SETS))
 
@@ -201,6 +204,9 @@ local-compare: $(VENV) ## evaluations of runs on this computer side by side, in 
 
 demo: $(VENV) ## a page on which a model is asked about images: the last local run's, or SUBJECT=https://vllm:8000/v1\#vcot; PORT=7860
 	@$(PY) -m jobs.demo $(if $(SUBJECT),--subject '$(SUBJECT)') $(if $(PORT),--port '$(PORT)')
+
+serve: $(VENV) ## one model behind OpenAI's interface, on this computer: the last local run's, or SUBJECT=train stage or folder; PORT=8000
+	@$(PY) -m jobs.serve $(if $(SUBJECT),--subject '$(SUBJECT)') $(if $(PORT),--port '$(PORT)')
 
 local-clean: ## forget all runs on this computer and what they stored
 	rm -rf .local

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from vcot.evaluation.endpoint import EndpointForm
 
 ROOT = Path(__file__).resolve().parent.parent
-REHEARSAL = ROOT / "examples" / "rehearsal"
 LOCAL = "127.0.0.1"
 Server = subprocess.Popen[bytes]
 
@@ -87,10 +86,11 @@ class DemoSettings(Declared):
 def run(settings: DemoSettings) -> None:
     from vcot.distill.endpoint import address_and_name
     from vcot.evaluation.subjects import is_endpoint
+    from vcot.pipeline.local import REHEARSAL, newest_model
 
     form = _declared(settings)
     with contextlib.ExitStack() as within:
-        subject = settings.subject or _last_run(settings, within) or str(REHEARSAL)
+        subject = settings.subject or within.enter_context(newest_model(settings.local_folder)) or str(REHEARSAL)
         server = None
         if not is_endpoint(subject):
             subject, server = within.enter_context(_served_here(subject))
@@ -177,25 +177,6 @@ def _served_here(subject: str) -> Iterator[tuple[str, Server]]:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
-
-
-def _last_run(settings: DemoSettings, within: contextlib.ExitStack) -> str | None:
-    """Of make local-train, its newest model, with the S3 server that has it; None: there is none."""
-    runs = sorted(settings.local_folder.glob("runs/*/"), key=lambda folder: folder.stat().st_mtime, reverse=True)
-    if not runs or not (settings.local_folder / "s3").is_dir():
-        return None
-    try:
-        from tools.s3server import running_s3
-    except ModuleNotFoundError:
-        return None
-    from vcot.records.shards import DONE
-    from vcot.storage import Store, join
-
-    os.environ.update(
-        within.enter_context(running_s3(settings.local_folder / "s3", settings.local_folder / "s3.log")).env
-    )
-    stages = (f"s3://vcot/runs/{folder.name}/train" for folder in runs)
-    return next((stage for stage in stages if Store().stat(join(stage, DONE)) is not None), None)
 
 
 if __name__ == "__main__":

@@ -166,35 +166,53 @@ def is_endpoint(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
-def subject_at(
-    store: Store, run_uri: str, uri: str | None, *, samples_uri: str | None, fail_if_worse_than: str | None
-) -> Subject:
-    """What a URI names: a finished train stage (or the folder of its model), by default this run's; a checkpoint, a
-    folder with a config.json and weights; or an endpoint.
+@dataclass(frozen=True)
+class ModelFound:
+    """`uri`, `sha256`: of the finished train stage, or of the folder of a checkpoint, without `train` then."""
+
+    uri: str
+    sha256: str
+    train: Finished[TrainMetadata] | None
+
+
+def model_at(store: Store, uri: str) -> ModelFound:
+    """What a URI names: a finished train stage (or the folder of its model), or a checkpoint, a folder with a
+    config.json and weights.
 
     Raises InputError: it is neither.
     """
+    folder = uri.rstrip("/")
+    if folder and store.stat(join(folder, DONE)) is None:
+        above = folder.rpartition("/")[0]
+        if above and store.stat(join(above, DONE)) is not None:
+            uri = above
+        elif store.stat(join(folder, "config.json")) is not None:
+            return ModelFound(folder, folder_digest(store, folder), None)
+        else:
+            raise InputError(
+                f"--subject {uri}: there is neither a finished train stage ({DONE}) nor a model (config.json)"
+            )
+    train = Finished.at(store, uri, TRAIN)
+    return ModelFound(train.uri, train.sha256, train)
+
+
+def subject_at(
+    store: Store, run_uri: str, uri: str | None, *, samples_uri: str | None, fail_if_worse_than: str | None
+) -> Subject:
+    """What a URI names: an endpoint, or what `model_at` finds; by default this run's train stage."""
     samples = Finished.at(store, samples_uri or join(run_uri, "convert"), *OF_SAMPLES)
     baseline = evaluation_at(store, fail_if_worse_than) if fail_if_worse_than else None
     if uri is not None and is_endpoint(uri):
         # Nobody can see from outside which weights it serves.
         sha256 = hashlib.sha256(uri.encode()).hexdigest()
         return Subject(run_uri, uri, sha256, None, samples, baseline, inputs={uri: sha256} | samples.input)
-    if uri is not None and (folder := uri.rstrip("/")) and store.stat(join(folder, DONE)) is None:
-        above = folder.rpartition("/")[0]
-        if above and store.stat(join(above, DONE)) is not None:
-            uri = above
-        elif store.stat(join(folder, "config.json")) is not None:
-            sha256 = folder_digest(store, folder)
-            inputs = {folder: sha256} | samples.input
-            return Subject(run_uri, folder, sha256, None, samples, baseline, inputs=inputs)
-        else:
-            raise InputError(
-                f"--subject {uri}: there is neither a finished train stage ({DONE}) nor a model (config.json)"
-            )
-    train = Finished.at(store, uri or join(run_uri, "train"), TRAIN)
-    inputs = train.input | samples.input
-    return Subject(run_uri, train.uri, train.sha256, train, samples, baseline, inputs=inputs)
+    if uri is None:
+        train = Finished.at(store, join(run_uri, "train"), TRAIN)
+        found = ModelFound(train.uri, train.sha256, train)
+    else:
+        found = model_at(store, uri)
+    own = {found.uri: found.sha256} if found.train is None else found.train.input
+    return Subject(run_uri, found.uri, found.sha256, found.train, samples, baseline, inputs=own | samples.input)
 
 
 def promoted(
