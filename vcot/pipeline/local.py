@@ -193,11 +193,13 @@ def newest_model(folder: Path) -> Iterator[str | None]:
     folder: where runs on this computer lie.
     """
     runs = sorted(folder.glob("runs/*/"), key=lambda run: run.stat().st_mtime, reverse=True)
+    try:
+        from tools.s3server import running_s3
+    except ModuleNotFoundError:  # no checkout, so no make local-train
+        runs = []
     if not runs or not (folder / "s3").is_dir():
         yield None
         return
-    from tools.s3server import running_s3
-
     with running_s3(folder / "s3", folder / "s3.log") as server:
         os.environ.update(server.env)
         stages = (f"s3://vcot/runs/{run.name}/train" for run in runs)
