@@ -25,7 +25,7 @@ from vcot.models.decoding import Decoding
 from vcot.records import Completion, Contract, Sample
 from vcot.records.metadata import Role
 from vcot.storage import NotFound, Store, join
-from vcot.storage.folders import fetch_folder, fetch_with_digest
+from vcot.storage.folders import fetch_files, fetch_folder, fetch_with_digest
 from vcot.tokens import Encoder, contract_of, is_processor_file, load_processor
 
 VISUAL_TOKEN = 28 * 28
@@ -383,13 +383,5 @@ class ModelRunner:
     def _fetch_tuned(self) -> Path:
         """The trained model's folder with the files that its stage names, and no other."""
         assert self.trained is not None
-        uri, into = join(self._subject.uri, self.trained.model), self._scratch / "tuned"
-        for name, sha256 in self.trained.files.items():
-            path = into / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._store.download(join(uri, name), path)
-            if (found := self._store.digest(str(path))) != sha256:
-                raise InputError(
-                    f"{join(uri, name)} is not what train wrote: its digest is {found[:12]}…, it was {sha256[:12]}…"
-                )
-        return into
+        uri = join(self._subject.uri, self.trained.model)
+        return fetch_files(self._store, uri, self.trained.files, self._scratch / "tuned")

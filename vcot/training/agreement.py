@@ -1,0 +1,289 @@
+"""Does another model say what base and adapter say? One into whose weights the adapter was merged, or one behind a
+server, which may have taken the adapter and apply nothing of it.
+
+    tuned = TunedModel(base, folder, tune)
+    check_merged(tuned, merged, questions, encoder)                     logits and greedy replies
+    check_served(tuned, served_replies(url, name, questions, encoder))  log-probabilities of what the server said
+
+Both hold the other model against ours and against the base alone, on tokens of greedy replies to questions of the run:
+it must be close to the one and, by several times that, away from the other. The base is the unquantised one, whatever
+the adapter was trained on, because that is what a server has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import openai
+import torch
+from torch import Tensor
+
+from vcot import logging
+from vcot.errors import GateFailed, SettingsError, TemporaryError, VcotError
+from vcot.models.decoding import Decoding
+from vcot.models.device import DtypeName
+from vcot.models.generation import generate, reply_logits
+from vcot.models.loading import load_adapter, load_base
+from vcot.records import Sample
+from vcot.records.sample import kept_bytes
+from vcot.storage import Store
+from vcot.storage.images import decode
+from vcot.tokens import Encoder
+from vcot.training.served import conversation
+
+CLOSE = 0.05
+"""Nats: mean difference of log-probabilities up to which two ways of computing one model agree. Weights and arithmetic
+in bfloat16 on both sides come to some 0.02."""
+APART = 4.0
+"""So many times further away must the one be from which a model is told apart."""
+REPLY_TOKENS = 64
+
+Reply = tuple["Question", Sequence[int]]
+"""A question, and the token ids of a reply to it."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """batch: its prompt, as `Encoder.prompts` makes it. data: bytes of its images, as they are stored."""
+
+    sample: Sample
+    data: tuple[bytes, ...]
+    batch: dict[str, Any]
+
+    @classmethod
+    def of(cls, store: Store, sample: Sample, encoder: Encoder) -> Question:
+        """Raises ImageError: an image is missing, changed or broken."""
+        shown = sample.images if encoder.contract.mode == "multimodal" else ()
+        data = tuple(kept_bytes(store, image) for image in shown)
+        images = [decode(each, image.kept.uri).pixels for each, image in zip(data, shown, strict=True)]
+        # As a server asks, which knows no turn for rationales.
+        return cls(sample, data, encoder.prompts([sample], [images], rationales=[False]))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of numbers that should be the same: mean and largest absolute difference."""
+
+    mean: float
+    largest: float
+
+    @classmethod
+    def of(cls, some: Iterable[Tensor], others: Iterable[Tensor]) -> Difference:
+        pairs = [(one - other).abs() for one, other in zip(some, others, strict=True)]
+        count = sum(each.numel() for each in pairs)
+        return cls(sum(float(each.sum()) for each in pairs) / count, max(float(each.max()) for each in pairs))
+
+
+class TunedModel:
+    """A base with its adapter, or (`tune` full) a model by itself and the base that it was; unquantised."""
+
+    def __init__(self, base: Path, tuned: Path, tune: str, dtype: DtypeName = "auto") -> None:
+        self._base, self._tuned, self._full, self.dtype = base, tuned, tune == "full", dtype
+        self._held: tuple[str, Any] = ("", None)
+
+    def ours(self) -> Any:
+        if not self._full:
+            return self._load("adapted", lambda: load_adapter(load_base(self._base, dtype=self.dtype), self._tuned))
+        return self._load("tuned", lambda: load_base(self._tuned, dtype=self.dtype))
+
+    def logits(self, replies: Sequence[Reply], *, of_base: bool = False) -> list[Tensor]:
+        """Per reply float32 [tokens, vocabulary]; `of_base`: of the base alone."""
+        if of_base and self._full:
+            model = self._load("base", lambda: load_base(self._base, dtype=self.dtype))
+            return logits_of(model, replies)
+        model = self.ours()
+        with model.disable_adapter() if of_base else nullcontext():
+            return logits_of(model, replies)
+
+    def drop(self) -> None:
+        """Leaves the memory to another model."""
+        self._held = ("", None)
+
+    def _load(self, name: str, load: Any) -> Any:
+        if self._held[0] != name:
+            self.drop()
+            self._held = (name, load())
+        return self._held[1]
+
+
+def logits_of(model: Any, replies: Sequence[Reply]) -> list[Tensor]:
+    return [reply_logits(model, question.batch, ids) for question, ids in replies]
+
+
+def greedy(model: Any, questions: Sequence[Question], encoder: Encoder) -> list[list[int]]:
+    decoding = Decoding(REPLY_TOKENS, 0.0, 1, 0)
+    ends = encoder.eos_token_ids
+    return [generate(model, each.batch, decoding, eos_token_ids=ends)[0][0].ids for each in questions]
+
+
+def logprobs(logits: Sequence[Tensor], replies: Sequence[Reply]) -> list[Tensor]:
+    """Per reply float32 [tokens]: of its own tokens, in nats."""
+    return [
+        each.log_softmax(-1).gather(1, torch.tensor(list(ids))[:, None])[:, 0]
+        for each, (_, ids) in zip(logits, replies, strict=True)
+    ]
+
+
+# --- verdicts ----------------------------------------------------------------------------------------------
+
+Verdict = Literal["ours", "base", "neither", "cannot tell"]
+
+
+def verdict(to_ours: Difference, to_base: Difference) -> Verdict:
+    """Which of the two a model is, by log-probabilities; cannot tell: it is close to ours, and not clearly away from
+    the base."""
+    if to_ours.mean <= CLOSE:
+        return "ours" if APART * to_ours.mean <= to_base.mean else "cannot tell"
+    return "base" if APART * to_base.mean <= to_ours.mean else "neither"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of log-probabilities of `tokens` tokens in `replies` replies; `logits`: of all logits there, merged weights only.
+    same: greedy replies that are the same, token for token."""
+
+    verdict: Verdict
+    replies: int
+    tokens: int
+    to_ours: Difference
+    to_base: Difference
+    apart: Difference
+    logits: Difference | None = None
+    same: int | None = None
+
+    @classmethod
+    def between(
+        cls, found: Sequence[Tensor], ours: Sequence[Tensor], base: Sequence[Tensor], **more: Any
+    ) -> Agreement:  # fmt: skip
+        """Of log-probabilities."""
+        to_ours, to_base, apart = Difference.of(found, ours), Difference.of(found, base), Difference.of(ours, base)
+        told, tokens = verdict(to_ours, to_base), sum(len(each) for each in found)
+        return cls(told, len(found), tokens, to_ours, to_base, apart, **more)
+
+    def rows(self, what: str) -> list[tuple[str, Difference]]:
+        """What stands in a table, in nats but for the logits."""
+        rows = [
+            (f"{what} to base + adapter", self.to_ours), (f"{what} to the base alone", self.to_base),
+            ("base + adapter to the base alone", self.apart),
+        ]  # fmt: skip
+        return rows if self.logits is None else [*rows, ("all logits, to base + adapter", self.logits)]
+
+
+def check_merged(tuned: TunedModel, merged: Path, questions: Sequence[Question], encoder: Encoder) -> Agreement:
+    """Loads one model after the other, by the real classes. Raises InputError: the folder is no whole model."""
+    replies = list(zip(questions, greedy(tuned.ours(), questions, encoder), strict=True))
+    ours, base = tuned.logits(replies), tuned.logits(replies, of_base=True)
+    tuned.drop()
+    model = load_base(merged, dtype=tuned.dtype)
+    found, said = logits_of(model, replies), greedy(model, questions, encoder)
+    same = sum(own == ids for own, (_, ids) in zip(said, replies, strict=True))
+    return Agreement.between(
+        *(logprobs(each, replies) for each in (found, ours, base)), logits=Difference.of(found, ours), same=same
+    )
+
+
+def check_served(tuned: TunedModel, said: Sequence[Said]) -> Agreement:
+    replies = [(one.question, one.ids) for one in said]
+    ours, base = tuned.logits(replies), tuned.logits(replies, of_base=True)
+    found = [torch.tensor(one.logprobs) for one in said]
+    return Agreement.between(found, logprobs(ours, replies), logprobs(base, replies))
+
+
+# --- a server ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Said:
+    """A server's greedy reply: token ids, and how likely it found each of them."""
+
+    question: Question
+    ids: list[int]
+    logprobs: list[float]
+
+
+_OWN: dict[str, Any] = {"top_k": -1, "repetition_penalty": 1.0, "skip_special_tokens": False, "return_token_ids": True}
+"""Of vLLM's interface; a server that refuses them is asked without."""
+
+
+def served_replies(
+    address: str, name: str, questions: Sequence[Question], encoder: Encoder, *, timeout: float = 300.0
+) -> list[Said]:
+    """Asks each question once, greedily; the conversation as the Encoder renders it, images as they are stored.
+
+    Raises:
+        GateFailed: it makes other tokens of a question than the model was trained on.
+        SettingsError: it knows no model of that name, or gives no log-probabilities. TemporaryError: it is not there.
+    """
+    flag = f"--verify-served {address}#{name}"
+    key = os.environ.get("OPENAI_API_KEY") or "none"
+    client = openai.OpenAI(base_url=address, api_key=key, max_retries=4, timeout=timeout)
+    own, said = _OWN, []
+    for question in questions:
+        messages = conversation(question.sample, question.data, encoder)
+        given: dict[str, Any] = {
+            "model": name, "messages": messages, "temperature": 0.0, "max_completion_tokens": REPLY_TOKENS,
+            "logprobs": True,
+        }  # fmt: skip
+        try:
+            try:
+                answer = client.chat.completions.create(**given, extra_body=own)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                if not own:
+                    raise
+                logging.get().info("asked again with the fields of OpenAI's interface alone", because=str(error)[:300])
+                own = {}
+                answer = client.chat.completions.create(**given)
+        except openai.APIError as error:
+            raise _trouble(flag, error) from error
+        found = answer.model_dump()
+        _same_prompt(flag, question, found, encoder)
+        if (one := _read(flag, question, found["choices"][0], encoder)) is not None:
+            said.append(one)
+    client.close()
+    if not said:
+        raise SettingsError(f"{flag}: of no reply could the tokens be told; it should say token_ids, as vLLM does")
+    return said
+
+
+def _same_prompt(flag: str, question: Question, answer: dict[str, Any], encoder: Encoder) -> None:
+    ours = question.batch["input_ids"][0].tolist()
+    theirs, count = answer.get("prompt_token_ids"), (answer.get("usage") or {}).get("prompt_tokens")
+    if theirs == ours or (theirs is None and count in (None, 0, len(ours))):
+        return
+    image, contract = encoder.processor.image_token_id, encoder.contract
+    of_images = f", {theirs.count(image)} of them of images," if theirs is not None else ""
+    raise GateFailed(
+        f"{flag}: of the question of {question.sample.id} it makes {count if theirs is None else len(theirs)} tokens"
+        f"{of_images} and the model was trained on {len(ours)}, {ours.count(image)} of images. It should read the chat "
+        f"template and the limits of pixels that lie beside the weights ({contract.min_pixels} to "
+        f"{contract.max_pixels} pixels an image)"
+    )
+
+
+def _read(flag: str, question: Question, choice: dict[str, Any], encoder: Encoder) -> Said | None:
+    """None: which tokens it said cannot be told, because the tokenizer would cut its text in another way."""
+    content = (choice.get("logprobs") or {}).get("content")
+    if not content:
+        raise SettingsError(
+            f"{flag}: it gives no log-probabilities; vLLM and `python -m jobs.serve` do, `transformers serve` does not"
+        )
+    ids = choice.get("token_ids")
+    if ids is None:
+        ids = encoder.said(choice["message"]["content"], ended=choice["finish_reason"] == "stop", rationale=False)
+        if len(ids) not in (len(content), len(content) + 1):
+            logging.get().warning("a reply whose tokens cannot be told is left out", question=question.sample.id)
+            return None
+    # The end of the reply may be a token without a log-probability.
+    values = [float(one["logprob"]) for one in content][: len(ids)]
+    return Said(question, list(ids)[: len(values)], values)
+
+
+def _trouble(flag: str, error: openai.APIError) -> VcotError:
+    if isinstance(error, openai.APIStatusError) and error.status_code < 500 and error.status_code not in (408, 429):
+        return SettingsError(f"{flag}: {error}")
+    return TemporaryError(f"{flag}: {error}")

@@ -1,0 +1,240 @@
+"""The model card: what a model is, what it was trained on, how well it does, and how it is served.
+
+It says what storage says: markers of the stages, origins of the rows, the report of an evaluation. Knows no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from vcot.errors import InputError
+from vcot.grounding import FrameName
+from vcot.grounding.ways import asked
+from vcot.records import Sample, StageMarker, read_samples
+from vcot.records.metadata import Contract, TrainMetadata
+from vcot.records.shards import DONE, OF_SAMPLES, read_marker
+from vcot.reports.rendering import plural, render
+from vcot.settings import flag
+from vcot.storage import Store
+from vcot.training.config import METHODS, TrainingConfig
+
+Kind = Literal["adapter", "merged", "model"]
+
+# --- where a model comes from ------------------------------------------------------------------------------
+
+
+class Source(NamedTuple):
+    """A finished stage that a model comes from: its place, and URI → sha256 of what it has read."""
+
+    stage: str
+    uri: str
+    inputs: Mapping[str, str]
+
+
+class Rows(NamedTuple):
+    """Where Samples come from; `teacher`: who wrote their reasoning, empty where nobody was asked."""
+
+    dataset: str
+    licence: str
+    teacher: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a model was trained on, and kept from: the stages from the last to the first, the rows of the Samples that
+    tokenize has read, and the first few of those that were kept from it."""
+
+    sources: tuple[Source, ...]
+    rows: Counter[Rows]
+    held_out: tuple[Sample, ...]
+
+
+def data_of(store: Store, train_uri: str, marker: StageMarker[Any, TrainMetadata], questions: int) -> Data:
+    """Reads all Samples once. questions: how many to keep, of the test split where it has so many, else of validation,
+    else of those that were learned.
+
+    Raises InputError: a stage before it is gone, or damaged.
+    """
+    sources = (Source("train", train_uri, marker.inputs), *_before(store, marker))
+    samples = next((one for one in sources if one.stage in {kind.name for kind in OF_SAMPLES}), None)
+    if samples is None:
+        raise InputError(f"{train_uri}: the stages before it do not say which Samples it was made of")
+    rows, kept = Counter[Rows](), dict[str, list[Sample]]()
+    for sample in read_samples(store, samples.uri, read_marker(store, samples.uri, *OF_SAMPLES)[0]):
+        origin = sample.origin
+        rows[Rows(origin.dataset, origin.licence, origin.teacher or "", origin.split)] += 1
+        if len(several := kept.setdefault(origin.split, [])) < questions:
+            several.append(sample)
+    held_out = [sample for split in ("test", "validation", "train") for sample in kept.get(split, ())]
+    return Data(sources, rows, tuple(held_out[:questions]))
+
+
+def _before(store: Store, marker: StageMarker) -> Iterator[Source]:
+    for name in marker.inputs:
+        if name.endswith(f"/{DONE}"):
+            uri = name.removesuffix(f"/{DONE}")
+            there, _ = read_marker(store, uri)
+            yield Source(there.stage, uri, there.inputs)
+            yield from _before(store, there)
+            return
+
+
+# --- the card ----------------------------------------------------------------------------------------------
+
+MOST_ROWS = 30
+"""Lines of the table of data."""
+
+_FRAMES: Mapping[FrameName, str] = {
+    "thousandths": "`[x1, y1, x2, y2]` in thousandths of the image's width and height",
+    "fractions": "`[x1, y1, x2, y2]` in fractions of the image's width and height",
+    "pixels": "`[x1, y1, x2, y2]` in pixels of the image as it is",
+    "padded_square": "`[x1, y1, x2, y2]` in fractions of the image padded to a square",
+    "resized_pixels": "`[x1, y1, x2, y2]` in pixels of the image as the processor resizes it, which only those limits "
+    "of pixels give that are named below",
+}
+_BOXES: Mapping[FrameName, str] = {"fractions": "[0.10, 0.20, 0.30, 0.40]", "padded_square": "[0.10, 0.20, 0.30, 0.40]"}
+
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""That vLLM's --max-lora-rank may be."""
+
+
+def model_card(
+    *, kind: Kind, uri: str, train_uri: str, train_sha256: str, marker: StageMarker[Any, TrainMetadata],
+    settings: Mapping[str, Any], data: Data, base_licence: str | None, merged: str, numbers: str, measured: str,
+) -> str:  # fmt: skip
+    """
+    Args:
+        kind: of what lies beside it. uri: where. settings: all that the training was given, by its settings.json.
+        merged: what merging came to, in a sentence; numbers: a table in Markdown; measured: where it is from. Each
+            empty where there is none.
+    """
+    trained, contract = marker.metadata, marker.metadata.contract
+    run_uri, name = str(settings["run_uri"]), str(settings["run_uri"]).rstrip("/").rpartition("/")[2]
+    served_name = name.lower()
+    shown = [*sorted(data.rows.items())]
+    frame = contract.frame_spec.name
+    what = {
+        "adapter": f"A LoRA adapter of `{trained.base_uri}`.",
+        "merged": f"`{trained.base_uri}` with the adapter of a training merged into its weights, in bfloat16.",
+        "model": f"`{trained.base_uri}`, all of its weights tuned.",
+    }[kind]
+    return render(
+        "model_card.md.j2", kind=kind, name=name, what=what, licence=base_licence, base_uri=trained.base_uri,
+        base_sha256=trained.base_sha256, method=marker.settings["method"], tune=trained.tune, trained=trained,
+        reply=f"The <ref>red gear</ref><box>{_BOXES.get(frame, '[100, 200, 300, 400]')}</box> touches …",
+        frame=_FRAMES[frame], pixels=_pixels(contract), merged=merged, numbers=numbers, measured=measured,
+        ways=[(way, asked(way, contract.instruction) or "nothing") for way in contract.ways],
+        rows=shown[:MOST_ROWS], more_rows=len(shown[MOST_ROWS:]), digests=_digests(data), run_uri=run_uri,
+        command=command(marker, settings), code=marker.code, train_uri=train_uri, train_sha256=train_sha256,
+        serve=serving(kind, uri, served_name, marker), served_name=served_name, notes=_notes(kind, marker),
+        plural=plural,
+    ).strip() + "\n"  # fmt: skip
+
+
+def base_licence(base: Path) -> str | None:
+    """That the front matter of the README beside a base names; None: nothing is named there."""
+    readme = base / "README.md"
+    if not readme.is_file():
+        return None
+    text = readme.read_text(errors="replace")
+    if not text.startswith("---\n"):
+        return None
+    front = text.removeprefix("---\n").partition("\n---")[0]
+    found = [line.partition(":")[2].strip().strip("'\"") for line in front.splitlines() if line.startswith("license:")]
+    return found[0] if found and found[0] else None
+
+
+def command(marker: StageMarker[Any, TrainMetadata], settings: Mapping[str, Any]) -> str:
+    """That makes this model again: what was set otherwise than it is by default."""
+    method = METHODS[str(marker.settings["method"])]
+    fields = TrainingConfig.model_fields | method.options.model_fields
+    usual = {name: field.get_default(call_default_factory=True) for name, field in fields.items()} | dict(
+        method.defaults
+    )
+    words = ["python -m jobs.train"]
+    for name in ("run_uri", "base_uri", "input_uri", "from_uri"):
+        if settings.get(name) is not None:
+            words.append(f"{flag(name)} {shlex.quote(str(settings[name]))}")
+    words.append(f"--method {marker.settings['method']}")
+    for name, value in marker.settings.items():
+        if name in usual and json.dumps(value) != json.dumps(usual[name]) and value is not None:
+            if isinstance(value, bool):
+                words.append(flag(name) if value else f"--no-{flag(name)[2:]}")
+            else:
+                said = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+                words.append(f"{flag(name)} {shlex.quote(said)}")
+    return " \\\n        ".join([f"{words[0]} {' '.join(words[1:3])}", *words[3:]])
+
+
+def serving(kind: Kind, uri: str, served_name: str, marker: StageMarker[Any, TrainMetadata]) -> list[str]:
+    """Lines of a shell that fetch and serve it by vLLM, under a name."""
+    fetch = f"aws s3 cp --recursive {uri} ./{served_name}" if uri.startswith("s3://") else ""
+    here = f"./{served_name}" if fetch else uri
+    if kind != "adapter":
+        lines = [f"vllm serve {here} --served-model-name {served_name}"]
+    else:
+        contract = marker.metadata.contract
+        rank = next((rank for rank in _RANKS if rank >= int(str(marker.settings["lora_r"]))), _RANKS[-1])
+        limits = json.dumps({"min_pixels": contract.min_pixels, "max_pixels": contract.max_pixels})
+        lines = [
+            f"vllm serve <folder of the base> --enable-lora --max-lora-rank {rank} \\",
+            f"    --lora-modules {served_name}={here} --mm-processor-kwargs '{limits}' \\",
+            "    --override-generation-config '{\"repetition_penalty\": 1.0}'",
+        ]
+    return [fetch, *lines] if fetch else lines
+
+
+def _notes(kind: Kind, marker: StageMarker[Any, TrainMetadata]) -> list[str]:
+    trained, notes = marker.metadata, []
+    if kind == "adapter":
+        notes += [
+            "With other limits of pixels a server shows the model other images than it was trained on, and a penalty "
+            "for repetition bends coordinates: both stand on the command line, for the base's own files say otherwise."
+        ]
+        if marker.settings.get("use_dora"):
+            notes += ["vLLM does not load DoRA: serve the merged weights (`python -m jobs.publish --merge`)."]
+        if marker.settings.get("targets", "language") != "language":
+            notes += [
+                "This adapter changes the merger or the vision tower too, which vLLM applies for some families only: "
+                "serve the merged weights (`python -m jobs.publish --merge`), or verify."
+            ]
+    if kind == "merged" and trained.tune == "qlora":
+        notes += [
+            "The adapter was trained, and is evaluated by default, on the base in 4 bits; here it is merged into the "
+            "base as it is, so figures differ a little from those above. `python -m jobs.evaluate --subject` with this "
+            "folder measures them."
+        ]
+    if trained.contract.roles:
+        notes += [
+            "The rationale is a turn of its own with an end of its own; a server ends its reply there, and has to be "
+            "asked on for the answer."
+        ]
+    return notes
+
+
+def _pixels(contract: Contract) -> str:
+    if contract.mode == "text":
+        return "none; it was trained by text alone"
+    most = contract.max_pixels // contract.factor**2
+    return (
+        f"resized to {contract.min_pixels:,} to {contract.max_pixels:,} pixels, at most {most:,} visual tokens of "
+        f"{contract.factor}x{contract.factor} pixels"
+    )
+
+
+def _digests(data: Data) -> list[tuple[str, str]]:
+    """What each stage has read, the first of all first; of many files the first few."""
+    found: list[tuple[str, str]] = []
+    for source in reversed(data.sources):
+        inputs = sorted(source.inputs.items())
+        found += inputs[:5]
+        if len(inputs) > 5:
+            found.append((f"{len(inputs) - 5} more files of {source.stage}", "see its marker "))
+    return list(dict.fromkeys(found))
