@@ -121,8 +121,7 @@ def _publish(settings: PublishSettings, store: Store, trained: Trained, scratch:
     from vcot.storage import join
     from vcot.storage.folders import fetch_files, fetch_folder, push_folder
     from vcot.tokens import is_processor_file
-    from vcot.training.card import base_licence, model_card
-    from vcot.training.release import PUBLISHED, published_there
+    from vcot.training.card import PUBLISHED, base_licence, model_card, published_there
 
     metadata = trained.marker.metadata
     kind: Literal["adapter", "merged", "model"] = (
@@ -148,9 +147,9 @@ def _publish(settings: PublishSettings, store: Store, trained: Trained, scratch:
     )
     numbers, measured = _numbers(settings, store, trained)
     card = model_card(
-        kind=kind, uri=to_uri, train_uri=trained.uri, train_sha256=trained.sha256, marker=trained.marker,
+        published=said, uri=to_uri, marker=trained.marker,
         settings=json.loads(store.read(join(trained.uri, "settings.json")))["all_settings"], data=trained.data,
-        base_licence=base_licence(readme), merged=_in_words(said), numbers=numbers, measured=measured,
+        base_licence=base_licence(readme), numbers=numbers, measured=measured,
     )  # fmt: skip
     store.write(join(to_uri, "README.md"), card.encode())
     summary(kind=kind, uri=to_uri)
@@ -167,33 +166,11 @@ def _merge(
     base = _base(settings, store, trained, scratch)
     encoder = _encoder(base, trained)
     questions = _questions(store, trained, encoder) if settings.questions else []
-    said = merged_folder(base, tuned, trained.marker.metadata, questions, encoder, out, settings.dtype)
-    if questions:
-        from vcot.training.release import agreement_of
-
-        found = agreement_of(said)
-        assert found is not None
+    said, found = merged_folder(base, tuned, trained.marker.metadata, questions, encoder, out, settings.dtype)
+    if found is not None:
         _print(found, "merged")
         print(f"greedy replies: {found.same} of {found.replies} the same, token for token")
     return said
-
-
-def _in_words(said: dict[str, Any]) -> str:
-    from vcot.training.release import agreement_of
-
-    if said["kind"] != "merged":
-        return ""
-    words = (
-        f"{said['layers']} layers; rounding to bfloat16 changes what the adapter adds by {100 * said['rounded']:.1f} %"
-    )
-    if (found := agreement_of(said)) is None:
-        return f"{words}. Not held against base + adapter"
-    return (
-        f"{words}. On {found.tokens} tokens of {found.replies} greedy replies to questions that were kept from the "
-        f"training, computed in {said['dtype']}, log-probabilities differ from those of base + adapter by "
-        f"{found.to_ours.mean:.2g} on average (at most {found.to_ours.largest:.2g}), from those of the base alone by "
-        f"{found.to_base.mean:.2g}; {found.same} of {found.replies} replies are the same"
-    )
 
 
 def _numbers(settings: PublishSettings, store: Store, trained: Trained) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from vcot.errors import InputError
+from vcot.errors import InputError, SettingsError
 from vcot.grounding import FrameName
 from vcot.grounding.ways import asked
 from vcot.records import Sample, StageMarker, read_samples
@@ -21,7 +21,8 @@ from vcot.records.metadata import Contract, TrainMetadata
 from vcot.records.shards import DONE, OF_SAMPLES, read_marker
 from vcot.reports.rendering import plural, render
 from vcot.settings import flag
-from vcot.storage import Store
+from vcot.storage import Store, join
+from vcot.storage.folders import read_manifest
 from vcot.training.config import METHODS, TrainingConfig
 
 Kind = Literal["adapter", "merged", "model"]
@@ -86,10 +87,46 @@ def _before(store: Store, marker: StageMarker) -> Iterator[Source]:
             return
 
 
+PUBLISHED = "published.json"
+"""Says of a folder of which training it is and, of merged weights, what they came to."""
+
+
+def published_there(store: Store, uri: str, train_sha256: str) -> dict[str, Any] | None:
+    """What `published.json` of a whole folder says; None: nothing whole is there.
+
+    Raises SettingsError: it is of another training.
+    """
+    manifest = read_manifest(store, uri)
+    if manifest is None or not manifest.whole or PUBLISHED not in manifest.files:
+        return None
+    found: dict[str, Any] = json.loads(store.read(join(uri, PUBLISHED)))
+    if found["train_sha256"] != train_sha256:
+        raise SettingsError(
+            f"{uri} holds what was published of {found['train_uri']}, another training; give another --to-uri"
+        )
+    return found
+
+
+def _merging(said: Mapping[str, Any]) -> str:
+    """What merging came to, in sentences."""
+    words = (
+        f"{said['layers']} layers; rounding to bfloat16 changes what the adapter adds by {100 * said['rounded']:.1f} %"
+    )
+    if (found := said.get("agreement")) is None:
+        return f"{words}. Not held against base + adapter"
+    ours, base = found["to_ours"], found["to_base"]
+    return (
+        f"{words}. On {found['tokens']} tokens of {found['replies']} greedy replies to questions that were kept from "
+        f"the training, computed in {said['dtype']}, log-probabilities differ from those of base + adapter by "
+        f"{ours['mean']:.2g} on average (at most {ours['largest']:.2g}), from those of the base alone by "
+        f"{base['mean']:.2g}; {found['same']} of {found['replies']} replies are the same"
+    )
+
+
 # --- the card ----------------------------------------------------------------------------------------------
 
-MOST_ROWS = 30
-"""Lines of the table of data."""
+MOST_ROWS, MOST_FILES = 30, 5
+"""Lines of the table of data, and of what one stage has read."""
 
 _FRAMES: Mapping[FrameName, str] = {
     "thousandths": "`[x1, y1, x2, y2]` in thousandths of the image's width and height",
@@ -106,15 +143,16 @@ _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def model_card(
-    *, kind: Kind, uri: str, train_uri: str, train_sha256: str, marker: StageMarker[Any, TrainMetadata],
-    settings: Mapping[str, Any], data: Data, base_licence: str | None, merged: str, numbers: str, measured: str,
+    *, published: Mapping[str, Any], uri: str, marker: StageMarker[Any, TrainMetadata],
+    settings: Mapping[str, Any], data: Data, base_licence: str | None, numbers: str, measured: str,
 ) -> str:  # fmt: skip
     """
     Args:
-        kind: of what lies beside it. uri: where. settings: all that the training was given, by its settings.json.
-        merged: what merging came to, in a sentence; numbers: a table in Markdown; measured: where it is from. Each
-            empty where there is none.
+        published: what `published.json` beside it says. uri: where both lie. settings: all that the training was
+            given, by its settings.json. numbers: a table in Markdown; measured: where it is from. Both empty where
+            there is none.
     """
+    kind: Kind = published["kind"]
     trained, contract = marker.metadata, marker.metadata.contract
     run_uri, name = str(settings["run_uri"]), str(settings["run_uri"]).rstrip("/").rpartition("/")[2]
     served_name = name.lower()
@@ -129,10 +167,12 @@ def model_card(
         "model_card.md.j2", kind=kind, name=name, what=what, licence=base_licence, base_uri=trained.base_uri,
         base_sha256=trained.base_sha256, method=marker.settings["method"], tune=trained.tune, trained=trained,
         reply=f"The <ref>red gear</ref><box>{_BOXES.get(frame, '[100, 200, 300, 400]')}</box> touches …",
-        frame=_FRAMES[frame], pixels=_pixels(contract), merged=merged, numbers=numbers, measured=measured,
+        frame=_FRAMES[frame], pixels=_pixels(contract), merged=_merging(published) if kind == "merged" else "",
+        numbers=numbers, measured=measured,
         ways=[(way, asked(way, contract.instruction) or "nothing") for way in contract.ways],
         rows=shown[:MOST_ROWS], more_rows=len(shown[MOST_ROWS:]), digests=_digests(data), run_uri=run_uri,
-        command=command(marker, settings), code=marker.code, train_uri=train_uri, train_sha256=train_sha256,
+        command=command(marker, settings), code=marker.code, train_uri=published["train_uri"],
+        train_sha256=published["train_sha256"],
         serve=serving(kind, uri, served_name, marker), served_name=served_name, notes=_notes(kind, marker),
         plural=plural,
     ).strip() + "\n"  # fmt: skip
@@ -164,12 +204,14 @@ def command(marker: StageMarker[Any, TrainMetadata], settings: Mapping[str, Any]
             words.append(f"{flag(name)} {shlex.quote(str(settings[name]))}")
     words.append(f"--method {marker.settings['method']}")
     for name, value in marker.settings.items():
-        if name in usual and json.dumps(value) != json.dumps(usual[name]) and value is not None:
-            if isinstance(value, bool):
-                words.append(flag(name) if value else f"--no-{flag(name)[2:]}")
-            else:
-                said = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-                words.append(f"{flag(name)} {shlex.quote(said)}")
+        several = isinstance(value, list)
+        if name not in usual or value is None or value == (list(usual[name] or ()) if several else usual[name]):
+            continue
+        if isinstance(value, bool):
+            words.append(flag(name) if value else f"--no-{flag(name)[2:]}")
+        else:
+            said = ",".join(map(str, value)) if isinstance(value, list) else f"{value}"
+            words.append(f"{flag(name)} {shlex.quote(said)}")
     return " \\\n        ".join([f"{words[0]} {' '.join(words[1:3])}", *words[3:]])
 
 
@@ -229,12 +271,12 @@ def _pixels(contract: Contract) -> str:
     )
 
 
-def _digests(data: Data) -> list[tuple[str, str]]:
-    """What each stage has read, the first of all first; of many files the first few."""
-    found: list[tuple[str, str]] = []
+def _digests(data: Data) -> list[tuple[str, str, str]]:
+    """Stage, what it has read, its digest; the first stage first, of many files the first few."""
+    found: list[tuple[str, str, str]] = []
     for source in reversed(data.sources):
         inputs = sorted(source.inputs.items())
-        found += inputs[:5]
-        if len(inputs) > 5:
-            found.append((f"{len(inputs) - 5} more files of {source.stage}", "see its marker "))
-    return list(dict.fromkeys(found))
+        found += [(source.stage, f"`{uri}`", f"`{sha256[:12]}…`") for uri, sha256 in inputs[:MOST_FILES]]
+        if inputs[MOST_FILES:]:
+            found.append((source.stage, f"{len(inputs) - MOST_FILES} more, in its marker", ""))
+    return found

@@ -10,14 +10,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from transformers import AutoProcessor
 
@@ -26,14 +23,11 @@ from vcot.errors import GateFailed, SettingsError
 from vcot.models.device import DtypeName, compute_dtype, device, free_bytes
 from vcot.models.merge import merge_adapter
 from vcot.records.metadata import TrainMetadata
-from vcot.storage import Store, join
-from vcot.storage.folders import read_manifest
 from vcot.tokens import Encoder, is_processor_file
 from vcot.tokens.encoder import check_contract
 from vcot.training.agreement import Agreement, Question, TunedModel, check_merged
 from vcot.training.checkpoints import disk_error
 
-PUBLISHED = "published.json"
 OWN_OF_A_MODEL = {"config.json", "contract.json"}
 """Among the processor's files, those that belong to the weights."""
 OWN_OF_THE_TRAINING = ("processor_config.json", "chat_template.jinja", "contract.json")
@@ -45,14 +39,14 @@ OWN_OF_THE_TRAINING = ("processor_config.json", "chat_template.jinja", "contract
 def merged_folder(
     base: Path, adapter: Path, metadata: TrainMetadata, questions: list[Question], encoder: Encoder, out: Path,
     dtype: DtypeName,
-) -> dict[str, Any]:  # fmt: skip
+) -> tuple[dict[str, Any], Agreement | None]:  # fmt: skip
     """Fills `out` with merged weights and what lies beside them, and holds them against base + adapter.
 
     Args:
         questions: asked of both; none: nothing is loaded, and the weights are not held against anything.
 
     Returns:
-        What `published.json` says of it.
+        What `published.json` says of it, and what was found where they were compared.
 
     Raises:
         SettingsError: the models that are to be compared would not fit into this machine's memory.
@@ -70,7 +64,7 @@ def merged_folder(
     said: dict[str, Any] = {"layers": merged.layers, "rounded": merged.rounded}
     if not questions:
         logging.get().warning("--questions=0: the merged weights were not held against base + adapter")
-        return said
+        return said, None
     found = check_merged(TunedModel(base, adapter, metadata.tune, dtype), out, questions, encoder)
     if found.verdict not in ("ours", "cannot tell"):
         raise GateFailed(
@@ -78,7 +72,7 @@ def merged_folder(
             f"{found.to_ours.mean:.3g} on average (at most {found.to_ours.largest:.3g}), those of the base alone by "
             f"{found.apart.mean:.3g}; nothing was published"
         )
-    return said | {"dtype": str(compute_dtype(dtype)).removeprefix("torch."), "agreement": asdict(found)}
+    return said | {"dtype": str(compute_dtype(dtype)).removeprefix("torch."), "agreement": asdict(found)}, found
 
 
 def _demand_memory(base: Path, dtype: DtypeName) -> None:
@@ -105,28 +99,3 @@ def _lay_processor(base: Path, adapter: Path, encoder: Encoder, out: Path) -> No
     encoder.processor.image_processor.save_pretrained(str(out))
     plain = AutoProcessor.from_pretrained(str(out), local_files_only=True, trust_remote_code=False)
     check_contract(encoder.contract, plain)
-
-
-# --- what is said of it ------------------------------------------------------------------------------------
-
-
-def agreement_of(published: Mapping[str, Any]) -> Agreement | None:
-    """What was found when merged weights were made."""
-    found = published.get("agreement")
-    return None if found is None else TypeAdapter(Agreement).validate_python(found)
-
-
-def published_there(store: Store, uri: str, train_sha256: str) -> dict[str, Any] | None:
-    """What `published.json` of a whole folder says; None: nothing whole is there.
-
-    Raises SettingsError: it is of another training.
-    """
-    manifest = read_manifest(store, uri)
-    if manifest is None or not manifest.whole or PUBLISHED not in manifest.files:
-        return None
-    found: dict[str, Any] = json.loads(store.read(join(uri, PUBLISHED)))
-    if found["train_sha256"] != train_sha256:
-        raise SettingsError(
-            f"{uri} holds what was published of {found['train_uri']}, another training; give another --to-uri"
-        )
-    return found
