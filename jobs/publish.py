@@ -29,9 +29,9 @@ class PublishSettings(Declared):
     base with the adapter merged into them, in bfloat16, as vLLM and transformers load them. Beside them the tokenizer,
     the processor, contract.json, and README.md, the model card.
 
-    Merging goes tensor by tensor and needs no GPU; the result is then held against base + adapter on questions that
-    were kept from the training, and is not published (exit code 20) where it says something else. A folder that is
-    whole is not made again, its card is.
+    Merging goes tensor by tensor and needs no GPU; the result is then held against base + adapter on questions of the
+    run, and is not published (exit code 20) where it says something else. A folder that is whole is not made again,
+    its card is.
 
     --verify-served asks a server, which may have taken an adapter and apply nothing of it: exit code 0 only if its
     log-probabilities are those of base + adapter, and clearly not those of the base.
@@ -274,7 +274,7 @@ def _encoder(base: Path, trained: Trained) -> Encoder:
 def _questions(store: Store, trained: Trained, encoder: Encoder) -> list[Question]:
     from vcot.training.agreement import Question
 
-    return [Question.of(store, sample, encoder) for sample in trained.data.held_out]
+    return [Question.of(store, sample, encoder) for sample in trained.data.questions]
 
 
 def _print(found: Agreement, what: str) -> None:

@@ -41,8 +41,8 @@ LAYER = re.compile(
     r"|visual\.(blocks\.\d+\.(attn\.(qkv|proj)|mlp\.\w+)|(merger|deepstack_merger_list\.\d+)\.(mlp\.[02]|linear_fc[12]))"
     r"|vision_tower\.encoder\.layer\.\d+\..+|multi_modal_projector\.linear_[12]"
 )
-"""Modules of vLLM's classes that take an adapter. q, k and v, and gate and up, are one module each there, whose parts it
-looks for by these names."""
+"""Modules of vLLM's classes that take an adapter. q, k and v, and gate and up, are one module each there, whose parts
+it looks for by these names."""
 
 
 def in_vllm(name: str, prefixes: dict[str, str]) -> str:

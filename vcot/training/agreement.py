@@ -42,6 +42,7 @@ in bfloat16 on both sides come to some 0.02."""
 APART = 4.0
 """So many times further away must the one be from which a model is told apart."""
 REPLY_TOKENS = 64
+RETRIES = 4
 
 Reply = tuple["Question", Sequence[int]]
 """A question, and the token ids of a reply to it."""
@@ -221,7 +222,7 @@ def served_replies(
     """
     flag = f"--verify-served {address}#{name}"
     key = os.environ.get("OPENAI_API_KEY") or "none"
-    client = openai.OpenAI(base_url=address, api_key=key, max_retries=4, timeout=timeout)
+    client = openai.OpenAI(base_url=address, api_key=key, max_retries=RETRIES, timeout=timeout)
     own, said = _OWN, []
     for question in questions:
         messages = conversation(question.sample, question.data, encoder)

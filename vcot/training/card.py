@@ -50,15 +50,15 @@ class Rows(NamedTuple):
 @dataclass(frozen=True)
 class Data:
     """What a model was trained on, and kept from: the stages from the last to the first, the rows of the Samples that
-    tokenize has read, and the first few of those that were kept from it."""
+    tokenize has read, and a few questions among them, if possible of those that it was kept from."""
 
     sources: tuple[Source, ...]
     rows: Counter[Rows]
-    held_out: tuple[Sample, ...]
+    questions: tuple[Sample, ...]
 
 
 def data_of(store: Store, train_uri: str, marker: StageMarker[Any, TrainMetadata], questions: int) -> Data:
-    """Reads all Samples once. questions: how many to keep, of the test split where it has so many, else of validation,
+    """Reads all Samples once. questions: how many to keep, of the test split where there is one, else of validation,
     else of those that were learned.
 
     Raises InputError: a stage before it is gone, or damaged.
@@ -73,8 +73,8 @@ def data_of(store: Store, train_uri: str, marker: StageMarker[Any, TrainMetadata
         rows[Rows(origin.dataset, origin.licence, origin.teacher or "", origin.split)] += 1
         if len(several := kept.setdefault(origin.split, [])) < questions:
             several.append(sample)
-    held_out = [sample for split in ("test", "validation", "train") for sample in kept.get(split, ())]
-    return Data(sources, rows, tuple(held_out[:questions]))
+    asked = next((kept[split] for split in ("test", "validation", "train") if kept.get(split)), [])
+    return Data(sources, rows, tuple(asked))
 
 
 def _before(store: Store, marker: StageMarker) -> Iterator[Source]:
@@ -116,8 +116,8 @@ def _merging(said: Mapping[str, Any]) -> str:
         return f"{words}. Not held against base + adapter"
     ours, base = found["to_ours"], found["to_base"]
     return (
-        f"{words}. On {found['tokens']} tokens of {found['replies']} greedy replies to questions that were kept from "
-        f"the training, computed in {said['dtype']}, log-probabilities differ from those of base + adapter by "
+        f"{words}. On {found['tokens']} tokens of {found['replies']} greedy replies to questions of the run, "
+        f"computed in {said['dtype']}, log-probabilities differ from those of base + adapter by "
         f"{ours['mean']:.2g} on average (at most {ours['largest']:.2g}), from those of the base alone by "
         f"{base['mean']:.2g}; {found['same']} of {found['replies']} replies are the same"
     )
