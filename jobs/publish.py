@@ -54,8 +54,9 @@ class PublishSettings(Declared):
         None, "publish nothing, but ask this server: https://host:8000/v1#served-name; key: OPENAI_API_KEY"
     )
     questions: int = setting(
-        4, "asked of both models that are compared; 0, with --merge: merge without comparing", unit="questions", ge=0
-    )
+        4, "asked of both models that are compared; 0, with --merge: merge without comparing", unit="questions", ge=0,
+        le=100,
+    )  # fmt: skip
     dtype: Literal["auto", "bfloat16", "float32"] = setting(
         "auto",
         "numbers to compute with where models are compared; auto: bfloat16 where the device has it, else float32",

@@ -181,7 +181,7 @@ def test_a_server_that_applies_the_adapter_passes(
         publish(trained, verify_served=f"{server.url}#toy")
     said = capsys.readouterr().out
     assert "toy is served as it was trained" in said
-    assert "server to base + adapter" in said
+    assert "server to the tuned model" in said
 
 
 def test_a_server_that_took_the_adapter_and_applies_nothing_is_told(trained: str, toy_base: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_server_that_cannot_be_asked_is_no_verdict(
     with server_of(toy_base, toy=lambda: torch.nn.Identity()) as server:
         with pytest.raises(SettingsError, match=r"#other: .*The model `other` does not exist"):
             publish(trained, verify_served=f"{server.url}#other")
-        server.faults["completions"] = [400, 400]
+        server.faults["completions"] = [400, 400, 400]
         with pytest.raises(SettingsError, match=r"#toy: .*planted"):
             publish(trained, verify_served=f"{server.url}#toy")
     with pytest.raises(TemporaryError, match="--verify-served http"):

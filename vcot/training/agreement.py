@@ -13,8 +13,8 @@ the adapter was trained on, because that is what a server has.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -87,19 +87,20 @@ class TunedModel:
         self._base, self._tuned, self._full, self.dtype = base, tuned, tune == "full", dtype
         self._held: tuple[str, Any] = ("", None)
 
-    def ours(self) -> Any:
-        if not self._full:
-            return self._load("adapted", lambda: load_adapter(load_base(self._base, dtype=self.dtype), self._tuned))
-        return self._load("tuned", lambda: load_base(self._tuned, dtype=self.dtype))
+    @contextmanager
+    def ours(self) -> Iterator[Any]:
+        if self._full:
+            yield self._load("tuned", lambda: load_base(self._tuned, dtype=self.dtype))
+        else:
+            yield self._load("adapted", lambda: load_adapter(load_base(self._base, dtype=self.dtype), self._tuned))
 
-    def logits(self, replies: Sequence[Reply], *, of_base: bool = False) -> list[Tensor]:
-        """Per reply float32 [tokens, vocabulary]; `of_base`: of the base alone."""
-        if of_base and self._full:
-            model = self._load("base", lambda: load_base(self._base, dtype=self.dtype))
-            return logits_of(model, replies)
-        model = self.ours()
-        with model.disable_adapter() if of_base else nullcontext():
-            return logits_of(model, replies)
+    @contextmanager
+    def base(self) -> Iterator[Any]:
+        if self._full:
+            yield self._load("base", lambda: load_base(self._base, dtype=self.dtype))
+        else:
+            with self.ours() as model, model.disable_adapter():
+                yield model
 
     def drop(self) -> None:
         """Leaves the memory to another model."""
@@ -112,22 +113,24 @@ class TunedModel:
         return self._held[1]
 
 
-def logits_of(model: Any, replies: Sequence[Reply]) -> list[Tensor]:
-    return [reply_logits(model, question.batch, ids) for question, ids in replies]
-
-
 def greedy(model: Any, questions: Sequence[Question], encoder: Encoder) -> list[list[int]]:
     decoding = Decoding(REPLY_TOKENS, 0.0, 1, 0)
     ends = encoder.eos_token_ids
     return [generate(model, each.batch, decoding, eos_token_ids=ends)[0][0].ids for each in questions]
 
 
-def logprobs(logits: Sequence[Tensor], replies: Sequence[Reply]) -> list[Tensor]:
-    """Per reply float32 [tokens]: of its own tokens, in nats."""
-    return [
-        each.log_softmax(-1).gather(1, torch.tensor(list(ids))[:, None])[:, 0]
-        for each, (_, ids) in zip(logits, replies, strict=True)
-    ]
+def logits_of(model: Any, replies: Sequence[Reply]) -> list[Tensor]:
+    """Per reply float32 [tokens, vocabulary]: some 40 MB each, of 64 tokens in a vocabulary of 152,000."""
+    return [reply_logits(model, question.batch, ids) for question, ids in replies]
+
+
+def logprobs(logits: Tensor, reply: Reply) -> Tensor:
+    """float32 [tokens]: of its own tokens, in nats."""
+    return logits.log_softmax(-1).gather(1, torch.tensor(list(reply[1]))[:, None])[:, 0]
+
+
+def logprobs_of(model: Any, replies: Sequence[Reply]) -> list[Tensor]:
+    return [logprobs(reply_logits(model, reply[0].batch, reply[1]), reply) for reply in replies]
 
 
 # --- verdicts ----------------------------------------------------------------------------------------------
@@ -169,30 +172,34 @@ class Agreement:
     def rows(self, what: str) -> list[tuple[str, Difference]]:
         """What stands in a table, in nats but for the logits."""
         rows = [
-            (f"{what} to base + adapter", self.to_ours), (f"{what} to the base alone", self.to_base),
-            ("base + adapter to the base alone", self.apart),
+            (f"{what} to the tuned model", self.to_ours), (f"{what} to the base alone", self.to_base),
+            ("tuned model to the base alone", self.apart),
         ]  # fmt: skip
-        return rows if self.logits is None else [*rows, ("all logits, to base + adapter", self.logits)]
+        return rows if self.logits is None else [*rows, ("all logits, to the tuned model", self.logits)]
 
 
 def check_merged(tuned: TunedModel, merged: Path, questions: Sequence[Question], encoder: Encoder) -> Agreement:
     """Loads one model after the other, by the real classes. Raises InputError: the folder is no whole model."""
-    replies = list(zip(questions, greedy(tuned.ours(), questions, encoder), strict=True))
-    ours, base = tuned.logits(replies), tuned.logits(replies, of_base=True)
+    with tuned.ours() as model:
+        replies = list(zip(questions, greedy(model, questions, encoder), strict=True))
+        wanted = logits_of(model, replies)
+    with tuned.base() as model:
+        base = logprobs_of(model, replies)
     tuned.drop()
     model = load_base(merged, dtype=tuned.dtype)
     found, said = logits_of(model, replies), greedy(model, questions, encoder)
     same = sum(own == ids for own, (_, ids) in zip(said, replies, strict=True))
-    return Agreement.between(
-        *(logprobs(each, replies) for each in (found, ours, base)), logits=Difference.of(found, ours), same=same
-    )
+    theirs, ours = ([*map(logprobs, each, replies)] for each in (found, wanted))
+    return Agreement.between(theirs, ours, base, logits=Difference.of(found, wanted), same=same)
 
 
 def check_served(tuned: TunedModel, said: Sequence[Said]) -> Agreement:
     replies = [(one.question, one.ids) for one in said]
-    ours, base = tuned.logits(replies), tuned.logits(replies, of_base=True)
-    found = [torch.tensor(one.logprobs) for one in said]
-    return Agreement.between(found, logprobs(ours, replies), logprobs(base, replies))
+    with tuned.ours() as model:
+        ours = logprobs_of(model, replies)
+    with tuned.base() as model:
+        base = logprobs_of(model, replies)
+    return Agreement.between([torch.tensor(one.logprobs) for one in said], ours, base)
 
 
 # --- a server ----------------------------------------------------------------------------------------------
@@ -207,8 +214,9 @@ class Said:
     logprobs: list[float]
 
 
-_OWN: dict[str, Any] = {"top_k": -1, "repetition_penalty": 1.0, "skip_special_tokens": False, "return_token_ids": True}
-"""Of vLLM's interface; a server that refuses them is asked without."""
+_PLAIN: dict[str, Any] = {"top_k": -1, "repetition_penalty": 1.0, "skip_special_tokens": False}
+_OWN: tuple[dict[str, Any], ...] = (_PLAIN | {"return_token_ids": True}, _PLAIN, {})
+"""Fields of vLLM's beyond OpenAI's interface; a server that refuses some is asked with the next fewer."""
 
 
 def served_replies(
@@ -231,14 +239,15 @@ def served_replies(
             "logprobs": True,
         }  # fmt: skip
         try:
-            try:
-                answer = client.chat.completions.create(**given, extra_body=own)
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                if not own:
-                    raise
-                logging.get().info("asked again with the fields of OpenAI's interface alone", because=str(error)[:300])
-                own = {}
-                answer = client.chat.completions.create(**given)
+            while True:
+                try:
+                    answer = client.chat.completions.create(**given, extra_body=own[0])
+                    break
+                except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                    if not own[1:]:
+                        raise
+                    logging.get().info("asked again with fewer fields", because=str(error)[:300])
+                    own = own[1:]
         except openai.APIError as error:
             raise _trouble(flag, error) from error
         found = answer.model_dump()
