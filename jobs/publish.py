@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from vcot.records.metadata import TrainMetadata
     from vcot.storage import Store
     from vcot.tokens import Encoder
-    from vcot.training.agreement import Agreement, Question
+    from vcot.training.agreement import Agreement
+    from vcot.training.asking import Question
     from vcot.training.card import Data
 
 
@@ -204,7 +205,8 @@ def _verify(settings: PublishSettings, store: Store, trained: Trained, scratch: 
     from vcot.models.device import use_device
     from vcot.storage import join
     from vcot.storage.folders import fetch_files
-    from vcot.training.agreement import TunedModel, check_served, served_replies
+    from vcot.training.agreement import TunedModel, check_served
+    from vcot.training.asking import served_replies
 
     assert settings.verify_served is not None
     address, name = address_and_name(settings.verify_served, "--verify-served")
@@ -273,7 +275,7 @@ def _encoder(base: Path, trained: Trained) -> Encoder:
 
 
 def _questions(store: Store, trained: Trained, encoder: Encoder) -> list[Question]:
-    from vcot.training.agreement import Question
+    from vcot.training.asking import Question
 
     return [Question.of(store, sample, encoder) for sample in trained.data.questions]
 

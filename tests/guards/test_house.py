@@ -30,7 +30,7 @@ ALLOWED = {
     "smart_open": ("vcot/storage",),
     "kubernetes": ("vcot/pipeline/client.py",),
     "tools": ("jobs/pipeline.py",),  # the S3 server of a run on this computer, in a checkout
-    "openai": ("vcot/distill", "vcot/training/served.py"),
+    "openai": ("vcot/distill", "vcot/training/served.py", "vcot/training/asking.py"),
 }
 
 

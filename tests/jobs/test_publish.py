@@ -217,7 +217,7 @@ def test_a_server_with_other_limits_of_pixels_is_told(trained: str, toy_base: Pa
 def test_a_server_that_cannot_be_asked_is_no_verdict(
     trained: str, toy_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vcot.training.agreement.RETRIES", 0)
+    monkeypatch.setattr("vcot.training.asking.RETRIES", 0)
     with server_of(toy_base, toy=lambda: torch.nn.Identity()) as server:
         with pytest.raises(SettingsError, match=r"#other: .*The model `other` does not exist"):
             publish(trained, verify_served=f"{server.url}#other")

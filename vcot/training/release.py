@@ -25,7 +25,8 @@ from vcot.models.merge import merge_adapter
 from vcot.records.metadata import TrainMetadata
 from vcot.tokens import Encoder, is_processor_file
 from vcot.tokens.encoder import check_contract
-from vcot.training.agreement import Agreement, Question, TunedModel, check_merged
+from vcot.training.agreement import Agreement, TunedModel, check_merged
+from vcot.training.asking import Question
 from vcot.training.checkpoints import disk_error
 
 OWN_OF_A_MODEL = {"config.json", "contract.json"}
