@@ -1,5 +1,5 @@
 """An adapter merged into the weights of its base, one tensor after the other: no model is loaded, and no more than one
-file of the result is in memory.
+file of the base and one of the result are in memory.
 
     merge_adapter(base, adapter, out)     config.json, generation_config.json, model*.safetensors, in bfloat16
 
@@ -15,8 +15,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ from vcot.errors import InputError
 from vcot.models.families import family_of
 from vcot.models.loading import ADAPTER_FILES
 
-SHARD_BYTES = 2 << 30
-"""Of one file of weights, at most, unless one tensor is larger."""
+SHARD_BYTES = 1 << 30
+"""Of one file of weights, at most, unless one tensor is larger. While it is written it is in memory twice."""
 
 INDEX = "model.safetensors.index.json"
 PREFIX = "base_model.model."
@@ -77,24 +77,23 @@ def merge_adapter(base: Path, adapter: Path, out: Path, *, shard_bytes: int = SH
         _write_json(out / "generation_config.json", generation)
     error, change, size = 0.0, 0.0, 0
     index: dict[str, str] = {}
-    with ExitStack() as opened:
-        files = {name: opened.enter_context(safe_open(base / name, "pt")) for name in sorted(set(weights.values()))}
-        sizes = {name: _most_bytes(files[file].get_slice(name)) for name, file in weights.items()}
-        shards = list(_shards(sizes, shard_bytes))
-        for number, names in enumerate(shards, 1):
-            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if shards[1:] else "model.safetensors"
-            tensors: dict[str, Tensor] = {}
-            for name in names:
-                weight = files[weights[name]].get_tensor(name)
-                if (found := changes.get(modules.get(name, ""))) is not None:
-                    exact = _merged(weight.float(), found, settings, modules[name])
-                    change += float((exact - weight.float()).square().sum())
-                    weight = exact.bfloat16()
-                    error += float((exact - weight.float()).square().sum())
-                tensors[name] = weight.bfloat16() if weight.is_floating_point() else weight
-                size += tensors[name].nbytes
-            save_file(tensors, out / file, metadata={"format": "pt"})
-            index |= dict.fromkeys(names, file)
+    shards = list(_shards(_sizes(base, weights), shard_bytes))
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if shards[1:] else "model.safetensors"
+        tensors: dict[str, Tensor] = {}
+        for source, own in groupby(names, key=weights.__getitem__):
+            with safe_open(base / source, "pt") as stored:  # mapped into memory, so one at a time
+                for name in own:
+                    weight = stored.get_tensor(name)
+                    if (found := changes.get(modules.get(name, ""))) is not None:
+                        exact = _merged(weight.float(), found, settings, modules[name])
+                        change += float((exact - weight.float()).square().sum())
+                        weight = exact.bfloat16()
+                        error += float((exact - weight.float()).square().sum())
+                    tensors[name] = weight.bfloat16() if weight.is_floating_point() else weight
+                    size += tensors[name].nbytes
+        save_file(tensors, out / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(names, file)
     if shards[1:]:
         _write_json(out / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))})
     return Merged(len(changes), size, math.sqrt(error / change) if change else 0.0)
@@ -164,9 +163,16 @@ def _generation_config(base: Path) -> dict[str, Any] | None:
     return {name: value for name, value in found.items() if name.endswith("_token_id")} | {"do_sample": False}
 
 
-def _most_bytes(tensor: Any) -> int:
-    """That a slice of safetensors may take as it will be written."""
-    return math.prod(map(int, tensor.get_shape())) * (2 if tensor.get_dtype() in ("F64", "F32", "F16", "BF16") else 8)
+def _sizes(base: Path, weights: Mapping[str, str]) -> dict[str, int]:
+    """Bytes that each tensor may take, at most, as it will be written."""
+    found: dict[str, int] = {}
+    for file, names in groupby(weights, key=weights.__getitem__):
+        with safe_open(base / file, "pt") as stored:
+            for name in names:
+                about = stored.get_slice(name)
+                width = 2 if about.get_dtype() in ("F64", "F32", "F16", "BF16") else 8
+                found[name] = math.prod(map(int, about.get_shape())) * width
+    return found
 
 
 def _shards(sizes: Mapping[str, int], most: int) -> Iterator[Sequence[str]]:
