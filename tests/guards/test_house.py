@@ -29,8 +29,8 @@ ALLOWED = {
     "botocore": ("vcot/storage",),
     "smart_open": ("vcot/storage",),
     "kubernetes": ("vcot/pipeline/client.py",),
-    "tools": ("jobs/pipeline.py", "jobs/demo.py"),  # the S3 server of a run on this computer, in a checkout
-    "openai": ("vcot/distill", "vcot/training/served.py"),
+    "tools": ("jobs/pipeline.py", "vcot/pipeline/local.py"),  # the S3 server of a run on this computer, in a checkout
+    "openai": ("vcot/distill", "vcot/training/served.py", "vcot/training/asking.py"),
 }
 
 

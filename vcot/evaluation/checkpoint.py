@@ -14,7 +14,7 @@ from vcot.grounding import FrameName
 from vcot.records import Contract
 from vcot.records.metadata import Role, TrainMetadata
 from vcot.storage import NotFound, Store, join
-from vcot.storage.folders import fetch_folder, fetch_with_digest
+from vcot.storage.folders import fetch_files, fetch_folder, fetch_with_digest
 from vcot.tokens import Encoder, contract_of, is_processor_file, load_processor
 
 
@@ -81,16 +81,8 @@ class Checkpoint:
 
     def _fetch_tuned(self, trained: TrainMetadata) -> Path:
         """The trained model's folder with the files that its stage names, and no other."""
-        uri, into = join(self.uri, trained.model), self.scratch / "tuned"
-        for name, sha256 in trained.files.items():
-            path = into / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.store.download(join(uri, name), path)
-            if (found := self.store.digest(str(path))) != sha256:
-                raise InputError(
-                    f"{join(uri, name)} is not what train wrote: its digest is {found[:12]}…, it was {sha256[:12]}…"
-                )
-        return into
+        uri = join(self.uri, trained.model)
+        return fetch_files(self.store, uri, trained.files, self.scratch / "tuned")
 
 
 def read_json(store: Store, uri: str) -> Any:

@@ -2,8 +2,9 @@
 
     generate(model, batch, Decoding(…), eos_token_ids=…)    per prompt, per draw: tokens and their log-probabilities
     score_continuations(model, batch, continuations)        per prompt, per continuation: log-probabilities
+    reply_logits(model, batch, reply)                       of one prompt: all that a reply was chosen from
 
-Both compute a prompt once and go on from its keys and values, as often as there are draws or continuations. The
+All compute a prompt once and go on from its keys and values, as often as there are draws or continuations. The
 library's generate() would put each prompt through the language model once per draw: it expands the batch first.
 """
 
@@ -227,6 +228,24 @@ def score_continuations(
             scores[:, 1:][later] = -functional.cross_entropy(logits.float(), ids[:, 1:][later], reduction="none")
     found = iter([row[: len(each)] for row, each in zip(scores.tolist(), flat, strict=True)])
     return [list(islice(found, len(several))) for several in continuations]
+
+
+def reply_logits(model: Any, batch: Mapping[str, Tensor], reply: Sequence[int]) -> Tensor:
+    """Of one prompt and a reply to it, the logits by which each token of the reply is chosen.
+
+    Args:
+        batch: of that prompt, as in `generate`. reply: token ids, at least one.
+
+    Returns:
+        float32 [tokens, vocabulary], on the CPU.
+    """
+    with _inference(model) as inner:
+        prefix = Prefix(inner, batch, prompts_of(inner, batch))
+        logits = [prefix.logits]
+        if len(reply) > 1:
+            ids = torch.tensor([list(reply[:-1])], device=prefix.logits.device)
+            logits.append(prefix.extend(ids, keep=ids.shape[1])[0].float())
+        return torch.cat(logits).cpu()
 
 
 # --- prompts and what follows them -------------------------------------------------------------------------
