@@ -80,9 +80,8 @@ def test_it_serves_a_folder_until_it_is_told_to_end(tmp_path: Path) -> None:
         (["--subject", "/nowhere"], 65, "--subject /nowhere: there is neither a finished train stage"),
         (["--subject", str(BASE), "--host", "192.0.2.1"], 78, "--host 192.0.2.1 --port 8000: "),
         (["--subject", str(BASE), "--port", "70000"], 78, "--port=70000"),
-        ([], 78, "--subject (or VCOT_SERVE_SUBJECT) is missing"),
     ],
-    ids=["nowhere", "address", "port", "missing"],
+    ids=["nowhere", "address", "port"],
 )
 def test_what_is_wrong_is_told_in_one_line(flags: list[str], code: int, says: str) -> None:
     ended = subprocess.run(command(*flags), cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
