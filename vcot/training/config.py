@@ -342,9 +342,9 @@ class GFNOptions(RolloutOptions):
         "alike (sub-trajectory balance); 0: neighbours alone (detailed balance), for very long rationales", ge=0, le=1,
     )  # fmt: skip
     across_weight: float = setting(
-        1.0, "weight of the log-variance loss beside that of the prefixes: rationales of a question that are computed "
-        "together (--batch-tokens) are held against each other as wholes, which teaches much sooner which of them is "
-        "worth more; 0: prefixes of the same rationale alone, as LaCoT", ge=0,
+        0.0, "weight of the log-variance loss beside that of the prefixes: rationales of a question that are computed "
+        "together (--batch-tokens) are held against each other as wholes, for rationales of hundreds of tokens; 0: "
+        "prefixes of the same rationale alone, as LaCoT", ge=0,
     )  # fmt: skip
     learn_reference: bool = setting(
         True, "learn from the annotated rationale, too, where there is one; of several one by chance"
