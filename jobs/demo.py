@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vcot import logging
-from vcot.errors import SettingsError, TemporaryError
+from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.grounding import FrameName
 from vcot.settings import CommaSeparated, Declared, Group, setting
 from vcot.stage import die_with_parent, launch, stop
 
 if TYPE_CHECKING:
     from vcot.evaluation.endpoint import EndpointForm
+    from vcot.records import Contract
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL = "127.0.0.1"
@@ -58,8 +59,12 @@ class DemoSettings(Declared):
     timeout: float = setting(60.0, "until the model's server must have sent its next token", unit="seconds", gt=0)
     keep_uri: str | None = setting(None, "where images and replies are kept; default: nowhere")
     local_folder: Path = setting(Path(".local"), "where runs on this computer lie")
+    contract_uri: str | None = setting(
+        None, "contract.json that train writes beside a model: how it writes boxes, where its server does not tell "
+        "(jobs.serve does)", min_length=1,
+    )  # fmt: skip
     native_form: Literal["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "internvl"] | None = setting(
-        None, "how an endpoint's model points, by its family, where its server does not tell (jobs.serve does)"
+        None, "how an endpoint's model points, by its family, where there is no contract of it"
     )
     subject_frame: FrameName | None = setting(
         None, "numbers in which it writes boxes, where its family is none of these"
@@ -74,7 +79,8 @@ class DemoSettings(Declared):
         Group("the model, and who may ask it", ("subject", "host", "port", "allowed_hosts", "concurrency")),
         Group("what is taken and kept", ("max_image_mib", "max_pixels", "keep_uri")),
         Group("an endpoint that does not tell how its model writes boxes", (
-            "native_form", "subject_frame", "subject_dialect", "subject_min_pixels", "subject_max_pixels",
+            "contract_uri", "native_form", "subject_frame", "subject_dialect", "subject_min_pixels",
+            "subject_max_pixels",
         )),
     )  # fmt: skip
 
@@ -98,15 +104,32 @@ def run(settings: DemoSettings) -> None:
 
 
 def _declared(settings: DemoSettings) -> EndpointForm | None:
-    """Raises SettingsError: what is said of the model's form does not fit together."""
-    from vcot.evaluation.endpoint import declared_form
+    """Raises SettingsError: what is said of the model's form does not fit. InputError: there is no contract."""
+    from vcot.evaluation.endpoint import EndpointForm, declared_form
 
-    if settings.native_form is None and settings.subject_frame is None and settings.subject_dialect is None:
+    words = (settings.native_form, settings.subject_frame, settings.subject_dialect)
+    if settings.contract_uri is not None:
+        if any(words):
+            raise SettingsError("--contract-uri says all of it: leave out --native-form, --subject-frame and -dialect")
+        return EndpointForm.tuned(_contract(settings.contract_uri))
+    if not any(words):
         return None
     return declared_form(
         family=settings.native_form, frame=settings.subject_frame, dialect=settings.subject_dialect,
         min_pixels=settings.subject_min_pixels, max_pixels=settings.subject_max_pixels,
     )  # fmt: skip
+
+
+def _contract(uri: str) -> Contract:
+    from vcot.evaluation.checkpoint import read_json
+    from vcot.records import Contract
+    from vcot.storage import Store
+
+    found = read_json(Store(), uri)
+    try:
+        return Contract.model_validate(found["contract"])
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"--contract-uri={uri}: there is no contract.json as train writes it") from None
 
 
 async def _serve(

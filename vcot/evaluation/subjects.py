@@ -34,7 +34,7 @@ from vcot.records.base import Record
 from vcot.records.metadata import TrainMetadata
 from vcot.records.reply import Promotion
 from vcot.records.shards import DONE, EVALUATE, OF_SAMPLES, TRAIN, StageKind, read_marker
-from vcot.storage import Store, append, join, name, numbered
+from vcot.storage import NotFound, Store, append, join, name, numbered
 from vcot.storage.folders import folder_digest
 
 _SINCE = 26_297_280  # 2020-01-01 in minutes since 1970: smaller numbers of eight digits are dates, as 20261121
@@ -130,6 +130,20 @@ def newest(store: Store, pointer_uri: str) -> Pointer:
             f"{join(pointer_uri, '0000000001.json')} when its model passes"
         )
     return Pointer.at(store, there[max(there)])
+
+
+def promotion_at(store: Store, uri: str, pinned: str | None = None) -> Pointer:
+    """One promotion, where `uri` names it (``…/latest/0000000001.json``); of a line of them (``…/latest``) the one that
+    is pinned, where it is of this line, else the newest. Raises InputError: there is none."""
+    line = uri.rstrip("/")
+    if not line.endswith(".json"):
+        if pinned is None or not pinned.startswith(line + "/"):
+            return newest(store, line)
+        line = pinned
+    try:
+        return Pointer.at(store, line)
+    except NotFound:
+        raise InputError(f"{line}: there is no such promotion") from None
 
 
 # --- what is evaluated -------------------------------------------------------------------------------------
@@ -228,7 +242,7 @@ def promoted(
     when = moment(occasion)
     pointer = _resolve(store, pointer_uri, join(run_uri, when, f"{name(pointer_uri)}.json"))
     found = pointer.promotion
-    train = _unchanged(store, found.train_uri, TRAIN, found.train_sha256, pointer)
+    train = unchanged(store, found.train_uri, TRAIN, found.train_sha256, pointer)
     samples = Finished.at(store, samples_uri or found.samples_uri, *OF_SAMPLES)
     if fail_if_worse_than:
         baseline = evaluation_at(store, fail_if_worse_than)
@@ -236,7 +250,7 @@ def promoted(
         there = numbered(store, pointer_uri)
         oldest = Pointer.at(store, there[min(there)])
         passed = oldest.promotion
-        baseline = _unchanged(store, passed.evaluation_uri, EVALUATE, passed.evaluation_sha256, oldest)
+        baseline = unchanged(store, passed.evaluation_uri, EVALUATE, passed.evaluation_sha256, oldest)
     parts = json.dumps([train.sha256, samples.sha256, dict(asked), __version__], sort_keys=True)
     key = hashlib.sha256(parts.encode()).hexdigest()[:12]
     logging.get().info("evaluating the promoted model", model=train.uri, pointer=pointer.uri, occasion=when)
@@ -266,7 +280,8 @@ def _resolve(store: Store, pointer_uri: str, uri: str) -> Pointer:
     return pointer
 
 
-def _unchanged(store: Store, uri: str, kind: StageKind[Record, M], sha256: str, pointer: Pointer) -> Finished[M]:
+def unchanged(store: Store, uri: str, kind: StageKind[Record, M], sha256: str, pointer: Pointer) -> Finished[M]:
+    """A stage that a promotion names. Raises InputError: it is another one by now."""
     stage = Finished.at(store, uri, kind)
     if stage.sha256 != sha256:
         raise InputError(

@@ -40,7 +40,7 @@ class ServedModel:
 
 
 def load(
-    store: Store, found: ModelFound, scratch: Path, *, name: str | None = None,
+    store: Store, found: ModelFound, scratch: Path, *, name: str | None = None, base_uri: str | None = None,
     quantization: Literal["as-trained", "none", "nf4"] = "as-trained",
     dtype: Literal["auto", "bfloat16", "float32"] = "auto",
 ) -> ServedModel:  # fmt: skip
@@ -48,13 +48,14 @@ def load(
     Args:
         found: of `model_at`. scratch: a folder on this disk, for weights.
         name: default: that of the run that trained it, or of its folder.
+        base_uri: another place of the base that it was trained from.
 
     Raises InputError: its files are not those that its stage names, or no model of a known family.
     """
     from vcot.models.loading import context_length
 
     trained = None if found.train is None else found.train.marker.metadata
-    base = (found.uri, found.sha256) if trained is None else (trained.base_uri, trained.base_sha256)
+    base = (found.uri, found.sha256) if trained is None else (base_uri or trained.base_uri, trained.base_sha256)
     checkpoint = Checkpoint(store, found.uri, trained, *base, scratch, quantization, dtype)
     form = forms_of(store, checkpoint.base_uri, "auto", None if trained is None else trained.contract)["subject"]
     contract = checkpoint.contract(form.frame)

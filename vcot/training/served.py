@@ -84,7 +84,8 @@ class ServedModel:
         """
         if not self.hands_over:
             return
-        files = [file for file in base.iterdir() if file.is_file() and not is_processor_file(file.name)]
+        own = (file for file in base.iterdir() if file.name == "config.json" or not is_processor_file(file.name))
+        files = [file for file in own if file.is_file()]
         unfinished = self.base.with_name(f".base-{self.run}")
         unfinished.mkdir(parents=True)
         self.encoder.processor.save_pretrained(str(unfinished))
