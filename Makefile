@@ -2,8 +2,8 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lint test plan local-train local-compare local-clean minio s3 push-base push-example pages rehearsal-base reasoning-base reason-demo bench-kill bench-ranks bench-convert bench-distill bench-tokenize bench-storm \
-	bench-evaluate bench-train bench-grpo bench-gfn bench-gpu bench-probe bench-plan requirements schemas golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
+# What has a line of help is a command, and no file.
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
 WILL_DO := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -113,6 +113,9 @@ bench-evaluate: $(VENV) ## replies a second of evaluate beside a loop of one row
 	$(PY) -m benchmarks.evaluate --rows $(or $(ROWS),192) --rounds $(or $(ROUNDS),5)
 	$(PY) -m benchmarks.endpoint --rounds $(or $(ROUNDS),5) --wait $(or $(WAIT),0.5)
 
+bench-serve: $(VENV) ## first token, tokens a second and stopping of make serve, for one client and several; CLIENTS=1,8 ROUNDS=5
+	$(PY) -m benchmarks.serve --clients '$(or $(CLIENTS),1$(comma)8)' --rounds $(or $(ROUNDS),5) $(if $(BASE),--base '$(BASE)')
+
 bench-train: $(VENV) ## rows a second of training on this CPU, beside TRL's trainer; BASE=folder ROUNDS=3 ROWS=96 SETS='scenes cells long'
 	$(PY) -m benchmarks.train --base '$(BASE)' --rounds $(or $(ROUNDS),3) --rows $(or $(ROWS),96) $(if $(SETS),--sets $(SETS))
 
@@ -122,6 +125,9 @@ bench-grpo: $(VENV) ## learning from rewards beside TRL's trainer: the same loss
 bench-gfn: $(VENV) ## a step of a GFlowNet of rationales beside the published way: seconds, memory, the same loss; QUESTIONS=8 TOKENS=256 STRIDES=8,16
 	$(PY) -m benchmarks.gfn --base '$(or $(BASE),examples/rehearsal)' --questions $(or $(QUESTIONS),8) --tokens $(or $(TOKENS),256) \
 		--strides '$(or $(STRIDES),8$(comma)16)'
+
+bench-routes: $(VENV) ## how many of a question's known ways to the answer are found after imitation, GRPO and a GFlowNet; OUT=folder STEPS=120 SCENES=700
+	$(PY) -m benchmarks.routes --out '$(or $(OUT),build/routes)' --steps $(or $(STEPS),120) --scenes $(or $(SCENES),700)
 
 bench-gpu: $(VENV) ## MFU, memory, waiting and stalls of training a 7B on this GPU, beside TRL; without one at toy size (TOY=1); OUT=file
 	$(PY) -m benchmarks.gpu --out '$(or $(OUT),build/gpu.json)' $(if $(TOY),--toy)
@@ -205,6 +211,12 @@ plan: $(VENV) settings-are-known ## what a run will take before it starts: make 
 local-compare: $(VENV) ## evaluations of runs on this computer side by side, in .local/comparison: RUNS='first second'
 	@test -n '$(RUNS)' || { echo "Which? make local-compare RUNS='first second'"; exit 64; }
 	@$(PY) -m tools.s3server --serve .local/s3 -- $(PY) -m jobs.evaluate --run-uri .local --compare $(RUNS:%=s3://vcot/runs/%)
+
+demo: $(VENV) ## a page on which a model is asked about images: the last local run's, or SUBJECT=https://vllm:8000/v1\#vcot; PORT=7860
+	@$(PY) -m jobs.demo $(if $(SUBJECT),--subject '$(SUBJECT)') $(if $(PORT),--port '$(PORT)')
+
+serve: $(VENV) ## one model behind OpenAI's interface, on this computer: the last local run's, or SUBJECT=train stage or folder; PORT=8000
+	@$(PY) -m jobs.serve $(if $(SUBJECT),--subject '$(SUBJECT)') $(if $(PORT),--port '$(PORT)')
 
 local-clean: ## forget all runs on this computer and what they stored
 	rm -rf .local

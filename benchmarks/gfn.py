@@ -73,7 +73,7 @@ class Step:
         )
         options = GFNOptions(
             num_generations=RATIONALES, questions_per_step=1, max_completion_length=tokens + 1, reward_stride=stride,
-            box_weight=0.0, answer_floor=0.0, learn_reference=False,
+            box_weight=0.0, reward_floor=0.0, across_weight=0.0, learn_reference=False,
         )  # fmt: skip
         context = RunContext(folder)
         arguments = training_arguments(
@@ -118,6 +118,19 @@ class Ours(Step):
         ]
         judged = list(self.trainer._judged(flat, dict(zip(numbers, asked, strict=True))))
         return [judged[first : first + RATIONALES] for first in range(0, len(judged), RATIONALES)]
+
+    def errors(self, judged: Sequence[Sequence[Trajectory]], asked: Sequence[Asked]) -> dict[str, float]:
+        """What the stride costs: how far log-rewards of prefixes are from those with the answer scored after each, in
+        nats, and the loss from theirs, as a share of it."""
+        self.trainer.options = self.trainer.options.model_copy(update={"reward_stride": 1})
+        numbers = [several[0].question for several in judged]
+        exact = self.judge(numbers, [[one.ids for one in several] for several in judged], asked)
+        pairs = zip(
+            [one for several in judged for one in several], [x for several in exact for x in several], strict=True
+        )
+        apart = torch.cat([(one.log_reward - other.log_reward).abs() for one, other in pairs])
+        loss, true = self.learn(judged), self.learn(exact)
+        return {"mean": float(apart.mean()), "most": float(apart.max()), "loss": abs(loss - true) / true}
 
     def learn(self, judged: Sequence[Sequence[Trajectory]]) -> float:
         flat = [one for several in judged for one in several]
@@ -223,7 +236,10 @@ def measured(
         step.model.zero_grad()
         loss = step.learn(judged[:compared])
         length = float(torch.stack([p.grad.norm() for p in step.model.parameters() if p.grad is not None]).norm())
-    return {"seconds": spent, "loss": loss, "length": length, "said": said[:compared], "peak_mib": peak}
+        errors = step.errors(judged[:compared], asked[:compared]) if isinstance(step, Ours) else None
+    return {
+        "seconds": spent, "loss": loss, "length": length, "said": said[:compared], "peak_mib": peak, "errors": errors,
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -268,6 +284,11 @@ def main() -> None:
         print(
             f"  {times:.1f} times; the same rationales: {'yes' if same else 'no'}; losses {apart:.1e} and lengths of "
             f"gradients {longer:.1e} apart", flush=True,
+        )  # fmt: skip
+        off = ours["errors"]
+        print(
+            f"  log-rewards between two stops: {off['mean']:.2f} nats from exact on the mean, {off['most']:.2f} at "
+            f"most; the loss {off['loss']:.1%}", flush=True,
         )  # fmt: skip
         good &= same and apart <= 1e-4 and times >= 10
     if not good:

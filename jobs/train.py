@@ -221,7 +221,7 @@ def _is_adapter(settings: TrainSettings, from_uri: str, tuned: Path, base_sha256
     """Whether the model to go on from is an adapter on the base, and not a model by itself.
 
     Raises:
-        InputError: it is no model of train, or writes boxes in another frame than the examples.
+        InputError: it is no model of train, or writes boxes in another frame, or in other turns, than the examples.
         SettingsError: it is an adapter on another base, or cannot be tuned so.
     """
     try:
@@ -236,6 +236,11 @@ def _is_adapter(settings: TrainSettings, from_uri: str, tuned: Path, base_sha256
         raise InputError(
             f"--from-uri={from_uri} writes boxes in {its_contract['frame']}, the examples in "
             f"{contract.frame}; tokenize them with the frame of the model"
+        )
+    if (its_roles := tuple(its_contract.get("roles", ()))) != contract.roles:
+        raise InputError(
+            f"--from-uri={from_uri} was tuned with --roles={','.join(its_roles) or '(none)'}, the examples are made "
+            f"with --roles={','.join(contract.roles) or '(none)'}; tokenize them with the model's"
         )
     if not (tuned / "adapter_config.json").is_file():
         return False

@@ -11,8 +11,6 @@ a hub.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,10 +18,9 @@ from tools.storage import StorageSettings
 from vcot import logging
 from vcot.errors import InputError, SettingsError
 from vcot.settings import setting
-from vcot.stage import launch, stop, summary
+from vcot.stage import launch, summary
 from vcot.storage import Store, join
-from vcot.storage.folders import FILES_AT_ONCE, MANIFEST, BytesBar, FolderManifest, Listed, read_manifest
-from vcot.storage.local import file_digest
+from vcot.storage.folders import push_folder
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
 CODE = (".py", ".pyc", ".so")
@@ -92,54 +89,6 @@ def push_base(folder: Path, uri: str) -> None:
     size = sum(file.size for file in manifest.files.values())
     summary(files=len(manifest.files), bytes=size, uri=uri)
     logging.get().info("pushed", uri=uri, files=len(manifest.files), mib=size >> 20)
-
-
-def push_folder(store: Store, folder: Path, uri: str, names: Iterable[str]) -> FolderManifest:
-    """Uploads these files of a local folder, the manifest of the whole last; goes on where a push was cut off.
-
-    What the manifest names with the same size and digest, and what lies there in that size, is not sent again. So a
-    push of what was whole once brings back what was lost since.
-
-    Raises:
-        SettingsError: another folder was pushed there; what runs have read is not replaced under them.
-        Interrupted: a stop was asked for; files that are up are kept.
-    """
-
-    def listed(name: str) -> Listed:
-        return Listed(size=(folder / name).stat().st_size, sha256=file_digest(folder / name))
-
-    def write_manifest(whole: bool, files: Mapping[str, Listed]) -> FolderManifest:
-        manifest = FolderManifest(whole=whole, files=dict(sorted(files.items())))
-        store.write(join(uri, MANIFEST), manifest.model_dump_json(indent=1).encode() + b"\n")
-        return manifest
-
-    names = sorted(names)
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        mine = dict(zip(names, pool.map(listed, names), strict=True))
-    there = read_manifest(store, uri) or FolderManifest(whole=False, files={})
-    differing = sorted(name for name in {*there.files, *mine} if there.files.get(name) != mine.get(name))
-    if there.whole and differing:
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise SettingsError(
-            f"{uri} holds another folder ({', '.join(differing[:3])}{more} differ), and runs may have read it; "
-            "push to another place"
-        )
-    stored = {name: store.stat(join(uri, name)) for name in mine if name not in differing}
-    kept = {name: mine[name] for name, entry in stored.items() if entry and entry.size == mine[name].size}
-    if there.whole and kept == mine:
-        logging.get().info("nothing left to do: it is there already", uri=uri, files=len(mine))
-        return there
-    write_manifest(False, kept)
-    with BytesBar("pushing", sum(file.size for name, file in mine.items() if name not in kept)) as bar:
-        for name, file in mine.items():
-            if name in kept:
-                continue
-            stop.raise_if_requested("files that are up are kept")
-            logging.get().info("pushing", file=name, mib=file.size >> 20)
-            store.upload(folder / name, join(uri, name), bar.arrived)
-            kept[name] = file
-            write_manifest(False, kept)
-    return write_manifest(True, mine)
 
 
 def wanted(folder: Path) -> list[str]:

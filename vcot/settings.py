@@ -240,7 +240,9 @@ class Declared(Options, BaseSettings):
         """
         flags, check, usage = _read_flags(cls, argv)
         known = {variable(cls, name) for name in cls.model_fields}
-        others = tuple(f"{PREFIX}{stage.upper()}_" for stage in (*STAGES, "pipeline") if stage != cls.stage)
+        others = tuple(
+            f"{PREFIX}{stage.upper()}_" for stage in (*STAGES, "pipeline", "serve", "demo") if stage != cls.stage
+        )
         wrong = [
             f"{name}: no such setting{nearest(name, known)}"
             for name in sorted(os.environ)

@@ -2,11 +2,11 @@
 
     python -m tests.chain.kill --kills 60 --seed 1
 
-A small chain (drawn scenes, the rehearsal base, a few optimiser steps in fp32, by imitation and then from rewards) runs
-once undisturbed. Then it runs again under another name. The first kill of each stage falls into its first half; each
-further one picks a stage, in proportion to how long it took, and a moment of it. The stage is started, killed with its
-children at that moment, and started again with the same command. At the end shards, rejections, replies, losses and
-tuned weights of both runs must be the same to the byte.
+A small chain (drawn scenes, the rehearsal base, a few optimiser steps in fp32 by imitation, then some from rewards and
+some of a GFlowNet) runs once undisturbed. Then it runs again under another name. The first kill of each stage falls
+into its first half; each further one picks a stage, in proportion to how long it took, and a moment of it. The stage is
+started, killed with its children at that moment, and started again with the same command. At the end shards,
+rejections, replies, losses and tuned weights of both runs must be the same to the byte.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 SMALL: Mapping[str, Mapping[str, str]] = {
     "convert": {"SOURCE": "scenes", "LIMIT": "48", "NUM_SHARDS": "3", "VALIDATION_SHARE": "0.2"},
     "distill": {"TEACHER": "template", "ALTERNATIVES": "2"},
-    "tokenize": {},
+    "tokenize": {"ROLES": "rationale"},
     "train": {
         "TUNE": "qlora", "LORA_R": "8", "DTYPE": "float32", "NUM_TRAIN_EPOCHS": "2",
         "BATCH_TOKENS": "1024", "GRADIENT_ACCUMULATION_STEPS": "1",
@@ -48,10 +48,15 @@ SMALL: Mapping[str, Mapping[str, str]] = {
         "NUM_GENERATIONS": "4", "QUESTIONS_PER_STEP": "2", "NUM_ITERATIONS": "2", "MAX_COMPLETION_LENGTH": "64",
         "BATCH_TOKENS": "1024", "MAX_STEPS": "8", "SAVE_STEPS": "2", "ROLLOUTS_EVERY": "2",
     },
+    "gfn": {
+        "METHOD": "gfn", "TUNE": "qlora", "DTYPE": "float32", "LEARNING_RATE": "1e-3", "REPLAY_SHARE": "0.5",
+        "NUM_GENERATIONS": "4", "QUESTIONS_PER_STEP": "8", "MAX_COMPLETION_LENGTH": "64", "BATCH_TOKENS": "1024",
+        "MAX_STEPS": "8", "SAVE_STEPS": "2", "ROLLOUTS_EVERY": "2",
+    },
 }  # fmt: skip
-GRPO = "grpo"
-NAMES = (*STAGES, GRPO)
-"""What is killed: the stages, and a training from rewards, which is stage train of run <id>-grpo."""
+METHODS = ("grpo", "gfn")
+NAMES = (*STAGES, *METHODS)
+"""What is killed: the stages, and trainings from a model's own replies, each stage train of a run <id>-<method>."""
 
 
 def main() -> int:
@@ -83,10 +88,7 @@ def compare(runs_uri: str, base_uri: str, kills: int, seed: int) -> dict[str, An
         for moment in moments[name]:
             fell[f"{name}: {strike(name, runs_uri, 'stormy', base_uri, moment)}"] += 1
         finish(name, runs_uri, "stormy", base_uri)
-    calm, stormy = (
-        fingerprint(join(runs_uri, name)) | training_from_rewards(join(runs_uri, f"{name}-{GRPO}"))
-        for name in ("calm", "stormy")
-    )
+    calm, stormy = (fingerprint(join(runs_uri, name)) | from_own_replies(runs_uri, name) for name in ("calm", "stormy"))
     differing = sorted(name for name in calm.keys() | stormy.keys() if calm.get(name) != stormy.get(name))
     return {
         "same": not differing, "compared": len(calm), "differing": differing, "kills": dict(sorted(fell.items())),
@@ -128,25 +130,29 @@ def training(run_uri: str) -> dict[str, object]:
     return {"train/files": done["metadata"]["files"]} | {f"train/losses {at}": step for at, step in enumerate(losses)}
 
 
-def training_from_rewards(run_uri: str) -> dict[str, object]:
-    """The same of a training from rewards, and its replies."""
+def from_own_replies(runs_uri: str, run_id: str) -> dict[str, object]:
+    """The same of trainings from a model's own replies, and these."""
     store = Store()
-    found = training(run_uri)
-    for file in store.list(join(run_uri, "train", "rollouts")):
-        found[file.uri.rpartition("/")[2]] = hashlib.sha256(store.read(file.uri)).hexdigest()
-    return {f"{GRPO}: {name}": value for name, value in found.items()}
+    found: dict[str, object] = {}
+    for method in METHODS:
+        run_uri = join(runs_uri, f"{run_id}-{method}")
+        own = training(run_uri)
+        for file in store.list(join(run_uri, "train", "rollouts")):
+            own[file.uri.rpartition("/")[2]] = hashlib.sha256(store.read(file.uri)).hexdigest()
+        found |= {f"{method}: {name}": value for name, value in own.items()}
+    return found
 
 
 def command(name: str) -> list[str]:
-    return [sys.executable, "-m", f"jobs.{'train' if name == GRPO else name}"]
+    return [sys.executable, "-m", f"jobs.{'train' if name in METHODS else name}"]
 
 
 def environment(name: str, runs_uri: str, run_id: str, base_uri: str) -> dict[str, str]:
-    stage = "train" if name == GRPO else name
+    stage = "train" if name in METHODS else name
     small = {f"VCOT_{stage.upper()}_{setting}": value for setting, value in SMALL[name].items()}
-    if name == GRPO:
+    if name in METHODS:
         small["VCOT_TRAIN_INPUT_URI"] = join(runs_uri, run_id, "tokenize")
-        run_id = f"{run_id}-{GRPO}"
+        run_id = f"{run_id}-{name}"
     if stage in ("tokenize", "train"):
         small[f"VCOT_{stage.upper()}_BASE_URI"] = base_uri
     if stage == "convert":  # below its own run by default, and a Sample names its image's URI

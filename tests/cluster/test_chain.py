@@ -80,3 +80,22 @@ def test_rewards_go_on_from_the_model_of_another_run(smoke: Smoke, namespace: Cl
     store = Store()
     assert len(json.loads(store.read("s3://vcot/runs/rewarded/train/losses.json"))) == 2
     assert store.read("s3://vcot/runs/rewarded/train/rollouts.html")
+
+
+def test_rationales_are_sampled_from_examples_in_which_they_have_an_end(
+    smoke: Smoke, namespace: Cluster, overlay
+) -> None:
+    """As overlay gpu-gfn does it, two steps of it, from the base as it is."""
+    run = overlay("sampled")
+    with (run.folder / "run.env").open("a") as env:
+        env.write(f"\nFROM_RUN={smoke.run_id}:distill\n")
+    run.settings("tokenize", roles="rationale")
+    run.settings(
+        "train", method="gfn", tune="lora", max_steps=2, num_generations=4, questions_per_step=2,
+        max_completion_length=48, save_steps=1,
+    ).orchestrator("--only", "tokenize,train")  # fmt: skip
+    run.apply(namespace)
+    namespace.completes(run.pipeline, 10 * 60)
+    store = Store()
+    assert len(json.loads(store.read("s3://vcot/runs/sampled/train/losses.json"))) == 2
+    assert store.read("s3://vcot/runs/sampled/train/rollouts.html")

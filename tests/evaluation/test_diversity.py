@@ -92,6 +92,13 @@ def test_only_a_draw_with_a_right_answer_finds_a_reasoning() -> None:
     assert diversity([of_question("a", "a", ROUTES[:2], [True] * 2, ROUTES[:1])]).figures["coverage"].value is None
 
 
+def test_a_way_is_found_in_whatever_words_it_is_told_but_not_with_another_square() -> None:
+    told = [steps(0, 1, 2, words="blue"), steps(0, 1, 8), steps(0, 1)]
+    assert of_question("a", "a", told, [True] * 3, ROUTES[:2]).found_by == (1, None)
+    in_words = [Rationale(("up", "left"), ()), Rationale(("up", "right"), ())]
+    assert of_question("a", "a", in_words[:1], [True], in_words).found_by == (1, None)
+
+
 def test_intervals_are_over_images() -> None:
     """Ten questions about one image are no more than one: all ten are alike."""
     many = [of_question(f"{n}", f"{n}", [ROUTES[0], ROUTES[n % 2]], [True] * 2, ROUTES[:2]) for n in range(40)]

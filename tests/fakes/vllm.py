@@ -4,6 +4,7 @@
         server.url          of its /v1
         server.loaded       adapters that it was handed, in order; server.held: those that it has now
         server.faults       statuses that it gives instead of the next answers, by the path's last part
+        server.says_ids     whether it says token ids, which are vLLM's own addition to the interface
 
 It renders conversations with the processor's own chat template, reads images from data URLs, and loads adapters from
 their folder: what vLLM itself does, one request at a time.
@@ -33,6 +34,7 @@ class Served:
         self.held: dict[str, Any] = {}
         self.asked: list[dict[str, Any]] = []
         self.faults: dict[str, list[int]] = {}
+        self.says_ids = True
         self.url = ""
         self._turn = threading.Lock()
 
@@ -82,20 +84,26 @@ class Served:
         batch = dict(self.processor(text=[text], images=images or None, return_tensors="pt"))
         batch["mm_token_type_ids"] = (batch["input_ids"] == self.processor.image_token_id).long()
         ends = [self.processor.tokenizer.eos_token_id]
-        decoding = Decoding(body["max_completion_tokens"], body["temperature"], body["n"], seed=body["seed"])
+        decoding = Decoding(
+            body["max_completion_tokens"], body["temperature"], body.get("n", 1), seed=body.get("seed", 0)
+        )
         [said] = generate(self.held[body["model"]], batch, decoding, eos_token_ids=ends)
         choices = []
         for index, one in enumerate(said):
-            spoken = self.processor.tokenizer.decode(one.ids, skip_special_tokens=True)
+            plain = body.get("skip_special_tokens", True)
+            spoken = self.processor.tokenizer.decode([i for i in one.ids if i not in ends], skip_special_tokens=plain)
             choices.append({
                 "index": index, "finish_reason": "stop" if one.ids[-1] in ends else "length", "token_ids": one.ids,
                 "message": {"role": "assistant", "content": spoken},
                 "logprobs": {"content": [{"token": "", "logprob": p, "top_logprobs": []} for p in one.logprobs]},
             })  # fmt: skip
-        return 200, {
-            "id": "x", "object": "chat.completion", "created": 0, "model": body["model"], "choices": choices,
-            "prompt_token_ids": batch["input_ids"][0].tolist(),
-        }  # fmt: skip
+        prompt = batch["input_ids"][0].tolist()
+        usage = {"prompt_tokens": len(prompt), "completion_tokens": len(said[0].ids), "total_tokens": 0}
+        answer = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"], "usage": usage}
+        if not self.says_ids:
+            choices = [{name: value for name, value in one.items() if name != "token_ids"} for one in choices]
+            return 200, answer | {"choices": choices}
+        return 200, answer | {"choices": choices, "prompt_token_ids": prompt}
 
 
 @contextmanager

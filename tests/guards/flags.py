@@ -14,7 +14,7 @@ from unittest import mock
 
 from vcot.settings import STAGES, Declared
 
-COMMANDS = (*STAGES, "pipeline", "probe")
+COMMANDS = (*STAGES, "pipeline", "probe", "publish", "serve", "demo", "fetch", "rollout")
 OPTION = re.compile(r"^  (--\S.*?)(?:  +|\n +)(.*\(([^()]*)\))?$", re.M)
 
 

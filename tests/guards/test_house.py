@@ -29,8 +29,8 @@ ALLOWED = {
     "botocore": ("vcot/storage",),
     "smart_open": ("vcot/storage",),
     "kubernetes": ("vcot/pipeline/client.py",),
-    "tools": ("jobs/pipeline.py",),  # the S3 server of a run on this computer, in a checkout
-    "openai": ("vcot/distill", "vcot/training/served.py"),
+    "tools": ("jobs/pipeline.py", "vcot/pipeline/local.py"),  # the S3 server of a run on this computer, in a checkout
+    "openai": ("vcot/distill", "vcot/training/served.py", "vcot/training/asking.py"),
 }
 
 
@@ -82,7 +82,7 @@ WITHOUT_UNIT = {
     "merger_learning_rate", "vision_learning_rate",
     "max_grad_norm", "neftune_noise_alpha", "max_box_aspect", "beta", "epsilon", "epsilon_high",
     "reward_temperature_start", "reward_temperature_end", "explore_min_temperature", "explore_max_temperature",
-    "box_weight", "subtb_decay", "tolerance_start", "tolerance_end",
+    "box_weight", "across_weight", "subtb_decay", "tolerance_start", "tolerance_end",
 }  # fmt: skip
 
 
@@ -99,11 +99,12 @@ def test_a_number_is_given_with_its_unit_and_each_unit_has_one_name(stage: str) 
     assert {extra_of(fields[name])["unit"] for name in shares} <= {"0..1"}
 
 
-@pytest.mark.parametrize("stage", [*STAGES, "pipeline"])
+@pytest.mark.parametrize("stage", [*STAGES, "pipeline", "serve"])
 def test_settings_are_judged_in_under_two_seconds(stage: str) -> None:
     environment = {n: v for n, v in os.environ.items() if not n.startswith("VCOT_")}
     more = {"convert": ["--source", "scenes"], "tokenize": ["--base-uri", "b"], "train": ["--base-uri", "b"]}
-    given = [] if stage == "pipeline" else ["--run-uri", "/runs/x", *more.get(stage, [])]
+    others: dict[str, list[str]] = {"pipeline": [], "serve": ["--subject", "/runs/x/train"]}
+    given = others.get(stage, ["--run-uri", "/runs/x", *more.get(stage, [])])
     for _ in range(4):
         answer, used = timed([sys.executable, "-m", f"jobs.{stage}", *given, "--check"], environment)
         assert (answer.returncode, answer.stderr) == (0, ""), answer.stderr

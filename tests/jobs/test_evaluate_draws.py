@@ -280,7 +280,12 @@ def test_nothing_is_scored_for_ways_of_choosing_that_do_not_need_it(one, samples
 )
 def test_a_way_to_choose_that_there_is_not_is_refused(vote, why):
     with pytest.raises(SettingsError, match=re.escape(why)):
-        EvaluateSettings.of({"run_uri": "runs/x", "vote": vote})
+        EvaluateSettings.of({"run_uri": "runs/x", "vote": vote, "samples": 8})
+
+
+def test_choosing_among_one_reply_is_refused():
+    with pytest.raises(SettingsError, match=r"--vote marginal: of one reply there is nothing to choose; --samples 8"):
+        EvaluateSettings.of({"run_uri": "runs/x", "vote": "marginal"})
 
 
 def test_diversity_is_that_of_the_replies_and_the_known_routes(tmp_path, capsys):

@@ -320,7 +320,7 @@ def test_rewards_go_on_with_the_model_beside_the_examples(
 
 SAMPLING = {
     "method": "gfn", "tune": "lora", "num_generations": "3", "questions_per_step": "2", "max_completion_length": "24",
-    "batch_tokens": "800", "max_steps": "3", "save_steps": "1", "answer_floor": "0",
+    "batch_tokens": "800", "max_steps": "3", "save_steps": "1", "reward_floor": "1e-6",
 }  # fmt: skip
 
 
@@ -367,6 +367,10 @@ def test_what_rewards_cannot_begin_with_is_refused(
     damaged = tmp_path / "other-frame"
     shutil.copytree(model, damaged)
     about = json.loads((damaged / "contract.json").read_text())
+    about["contract"]["roles"] = ["rationale"]
+    (damaged / "contract.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match=r"with --roles=rationale, the examples are made with --roles=\(none\)"):
+        train(tmp_path, toy_base, from_uri=str(damaged), **REWARDED)
     about["contract"]["frame"] = {"name": "pixels"}
     (damaged / "contract.json").write_text(json.dumps(about))
     with pytest.raises(InputError, match=r"writes boxes in .*pixels.*, the examples in .*thousandths"):

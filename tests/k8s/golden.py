@@ -3,6 +3,7 @@
     python -m tests.k8s.golden     writes it again (make golden)
 
 golden/gpu.yaml is overlay gpu as it stands. golden/<name>.diff is what an overlay or a component changes in it.
+golden/serve.yaml is overlay serve, golden/serve-cpu.diff what serve-cpu has otherwise.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def page(objects: Sequence[Manifest]) -> str:
     return re.sub(r"\b(run|settings-[a-z]+)-[a-z0-9]{10}\b", r"\1-<hash>", whole)
 
 
-def difference(before: str, after: str) -> str:
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "gpu", "changed", n=4, lineterm="")
+def difference(before: str, after: str, of: str = "gpu") -> str:
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), of, "changed", n=4, lineterm="")
     # Where a change stands moves with every line above it: a golden file should change only where something changed.
     return "".join(f"{'@@' if line.startswith('@@') else line}\n" for line in lines)
 
@@ -39,6 +40,8 @@ FILES: Mapping[str, Callable[[], str]] = {
         f"{file}.diff": lambda name=name: difference(page(rendered("gpu")), page(rendered(name)))
         for file, name in {"gpu-kueue": "gpu-kueue", **{c: f"gpu+{c}" for c in COMPARED}}.items()
     },
+    "serve.yaml": lambda: page(rendered("serve")),
+    "serve-cpu.diff": lambda: difference(page(rendered("serve")), page(rendered("serve-cpu")), "serve"),
 }
 
 

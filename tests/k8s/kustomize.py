@@ -126,19 +126,22 @@ def rendered(name: str) -> list[Manifest]:
     return render(around(place, OVERLAYS / base, [component], **more))
 
 
+SERVING = ("serve", "serve-cpu")
+"""Overlays that serve a model; all others run the chain."""
+CHAINS = sorted(folder.name for folder in OVERLAYS.iterdir() if folder.name not in SERVING)
 VARIANTS = [
-    *(folder.name for folder in sorted(OVERLAYS.iterdir())),
-    *(
-        f"{o.name}+{c}"
-        for o in OVERLAYS.iterdir()
-        for c in ALL_COMPONENTS
-        if o.name == "cpu-smoke" or c != "reevaluate"
-    ),
+    *CHAINS,
+    *(f"{o}+{c}" for o in CHAINS for c in ALL_COMPONENTS if o == "cpu-smoke" or c != "reevaluate"),
     *(f"gpu+{pool.replace('pool', 'all')}" for pool in POOLS),
 ]
 """Each overlay, each with each component, and everything at once on each pool."""
 
 
 def everything() -> list[tuple[str, list[Manifest]]]:
-    """Each variant and its objects."""
+    """Each variant of the chain and its objects."""
     return [(name, rendered(name)) for name in VARIANTS]
+
+
+def serving() -> list[tuple[str, list[Manifest]]]:
+    """Each variant of what serves a model: as it stands, with keys from a vault, on each pool."""
+    return [(name, rendered(name)) for name in [*SERVING, *(f"serve+{c}" for c in ("external-secrets", *POOLS))]]

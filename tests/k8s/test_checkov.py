@@ -16,7 +16,12 @@ CONFIG = Path(__file__).with_name("checkov.yaml")
 BUILT_HERE = {"CKV_K8S_43", "CKV_K8S_15"}
 """A digest, and asking the registry again: images of cpu-smoke are built on the machine and come from no registry, and
 MinIO's may be brought onto a node in the same way."""
-JUDGED: Mapping[str, set[str]] = {"gpu+all-aks": set(), "cpu-smoke": BUILT_HERE, "minio": BUILT_HERE}
+BY_VERSION = {"CKV_K8S_43", "CKV_K8S_15"}
+"""vLLM's image is named by its version: a digest differs with the mirror that a cluster pulls from."""
+JUDGED: Mapping[str, set[str]] = {
+    "gpu+all-aks": set(), "cpu-smoke": BUILT_HERE, "minio": BUILT_HERE, "serve": BY_VERSION,
+    "serve-cpu": BUILT_HERE,
+}  # fmt: skip
 """Variant → checks that do not fit it."""
 
 

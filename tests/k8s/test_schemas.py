@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 from jsonschema import Draft202012Validator
 
-from tests.k8s.kustomize import ROOT, Manifest, everything, named, rendered
+from tests.k8s.kustomize import ROOT, Manifest, everything, named, rendered, serving
 from tests.k8s.kustomize import render as render_folder
 from vcot.pipeline.orchestrator import Step
 from vcot.pipeline.templates import Owner, complete, render
@@ -32,7 +32,7 @@ def strict(text: str, version: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_object_of_every_overlay_is_valid(version: str) -> None:
     unchecked = set()
-    for objects in [*(objects for _, objects in everything()), render_folder(ROOT / "k8s/minio")]:
+    for objects in [*(objects for _, objects in [*everything(), *serving()]), render_folder(ROOT / "k8s/minio")]:
         for one in objects:
             group, *_ = one["apiVersion"].rpartition("/")
             if "." in group and not group.endswith(".k8s.io"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from tests.training.toy import drawn, encoder_of
 from vcot.models import generation
 from vcot.models.decoding import Decoding
-from vcot.models.generation import Generated, generate
+from vcot.models.generation import Generated, Step, generate
 from vcot.models.loading import load_base
 from vcot.storage.images import decode
 
@@ -126,6 +127,53 @@ def test_a_draw_ends_at_its_own_end_token_and_not_with_the_batch(model: Any, toy
         assert part.ids == whole.ids[:length]
         assert part.logprobs == pytest.approx(whole.logprobs[:length], abs=1e-5)
     assert len(cut[0].ids) <= 3
+
+
+# --- somebody listens ----------------------------------------------------------------------------------
+
+
+def test_a_listener_is_told_what_is_returned_as_it_comes(model: Any, toy_encoder: Any) -> None:
+    batch = prompts(toy_encoder, [1, 2])
+    decoding = Decoding(10, temperature=4.0, samples=4, seed=3)
+    end = say(model, toy_encoder, batch, decoding)[0][0].ids[2]  # so that replies end at different places
+    steps: list[Step] = []
+    said = generate(model, batch, decoding, eos_token_ids=(end,), top=3, listener=lambda step: steps.append(step) or [])
+    assert said == generate(model, batch, decoding, eos_token_ids=(end,))
+    assert len({len(draw.ids) for draws in said for draw in draws}) > 1
+    for number, draw in enumerate(draw for draws in said for draw in draws):
+        told = [(step, step.replies.index(number)) for step in steps if number in step.replies]
+        assert [step.ids[at] for step, at in told] == draw.ids
+        assert [step.logprobs[at] for step, at in told] == draw.logprobs
+        for step, at in told:
+            likeliest = [value for _, value in step.top[at]]
+            assert likeliest == sorted(likeliest, reverse=True)
+            assert all(value <= likeliest[0] for value in [step.logprobs[at]])
+            assert dict(step.top[at]).get(step.ids[at], step.logprobs[at]) == step.logprobs[at]
+
+
+def test_a_reply_ends_where_its_listener_says_and_the_others_go_on(model: Any, toy_encoder: Any) -> None:
+    batch = prompts(toy_encoder, [1, 2, 3])
+    whole = [draw for (draw,) in generate(model, batch, GREEDY, eos_token_ids=())]
+    steps: list[Step] = []
+
+    def enough(step: Step) -> list[int]:
+        steps.append(step)
+        return [1] if len(steps) == 3 else [0, 1, 2] if len(steps) == 7 else []
+
+    cut = [draw for (draw,) in generate(model, batch, GREEDY, eos_token_ids=(), listener=enough)]
+    assert [draw.ids for draw in cut] == [whole[0].ids[:7], whole[1].ids[:3], whole[2].ids[:7]]
+    assert not any(draw.ended for draw in cut)
+    assert [len(step.replies) for step in steps] == [3] * 3 + [2] * 4  # and nothing is computed after the seventh
+
+
+def test_each_prompt_may_have_a_seed_of_its_own(model: Any, toy_encoder: Any) -> None:
+    batch, decoding = prompts(toy_encoder, [1, 1, 2]), Decoding(8, temperature=4.0, samples=2, seed=7)
+    mixed = ids(generate(model, batch, decoding, eos_token_ids=(), seeds=[7, 8, 8]))
+    (first, _, _), (_, second, third) = (
+        ids(generate(model, batch, replace(decoding, seed=seed), eos_token_ids=())) for seed in (7, 8)
+    )
+    assert mixed == [first, second, third]
+    assert first != second
 
 
 # --- a rationale that is a turn of its own -------------------------------------------------------------

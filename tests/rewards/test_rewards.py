@@ -151,6 +151,20 @@ def test_a_box_earns_nothing_for_a_thing_of_another_name(first, second, synonyms
     assert box_reward(said(f"{text}\nAnswer: up"), row, SPEC, synonyms=Synonyms.of(synonyms)) == reward
 
 
+def test_of_several_ways_to_the_answer_the_nearest_is_what_boxes_are_held_against():
+    ways = [tuple(Mention("gear", (Box(*box),)) for box in way) for way in ([G1, G2], [G1, G3])]
+    row = sample().model_copy(update={"evidence": None, "reasoning": tuple(Trace(way) for way in ways)})
+
+    def of(*boxes):
+        trace = Trace(tuple(Mention("gear", (Box(*box),)) for box in boxes))
+        return box_reward(said(render_reply(trace, "up", SPEC.on(1000, 1000))), row, SPEC)
+
+    assert of(G1, G3) == of(G1, G2) == 1
+    assert of(G1) == pytest.approx(2 / 3)
+    assert of(G2, G3) == 0.5  # of each way one half: it is neither
+    assert box_reward(said("up"), row.model_copy(update={"reasoning": ()}), SPEC) is None
+
+
 def test_boxes_in_pixels_of_what_the_model_saw_are_read_where_the_image_was_shrunk():
     """A copy of 300 x 300 pixels is seen at 308 x 308, and the numbers of the reply are pixels of that."""
     small = Stored(uri="s3://bucket/small.jpg", width=300, height=300, sha256="1" * 64)

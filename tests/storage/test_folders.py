@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
-from tools.push import push_folder
 from vcot.errors import InputError, Interrupted, SettingsError, TemporaryError
 from vcot.stage import stop
 from vcot.storage import Store, join, put_folder
-from vcot.storage.folders import MANIFEST, fetch_folder, fetch_with_digest, folder_digest, read_manifest
+from vcot.storage.folders import MANIFEST, fetch_folder, fetch_with_digest, folder_digest, push_folder, read_manifest
 
 store = Store()
 MIB = 1 << 20

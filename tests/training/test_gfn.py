@@ -25,7 +25,7 @@ def encoder(toy_base: Path) -> Any:
 
 def options(**changes: Any) -> GFNOptions:
     usual = {"num_generations": 3, "questions_per_step": 2, "max_completion_length": 24, "reward_stride": 4,
-             "answer_floor": 0.0}  # fmt: skip
+             "reward_floor": 0.0}  # fmt: skip
     return GFNOptions(**usual | changes)
 
 
@@ -168,11 +168,24 @@ def test_the_reward_of_every_prefix_is_that_of_a_pass_of_its_own(toy_base: Path,
 
 
 def test_what_was_said_twice_counts_twice(toy_base: Path, encoder: Any, tmp_path: Path) -> None:
-    trainer = trainer_of(toy_base, encoder, tmp_path, options(box_weight=0.0))
+    trainer = trainer_of(toy_base, encoder, tmp_path, options(box_weight=0.0, across_weight=0.0))
     one, other = judged(trainer, (0, "The square."), (0, "I see a red square."))
     twice = trainer._learn(trainer.model, [one, other, one], [1.0] * 3, 0)
     alone = [trainer._learn(trainer.model, [each], [1.0], 0) for each in (one, other)]
     assert float(twice) == pytest.approx(float(2 * alone[0] + alone[1]) / 3, rel=1e-4)
+
+
+def test_whole_rationales_are_held_against_those_of_the_same_question_alone(
+    toy_base: Path, encoder: Any, tmp_path: Path
+) -> None:
+    trainer = trainer_of(toy_base, encoder, tmp_path, options(box_weight=0.0, across_weight=2.0))
+    plain = trainer_of(toy_base, encoder, tmp_path / "plain", options(box_weight=0.0, across_weight=0.0))
+    said = judged(trainer, (0, "The square."), (0, "I see a red square."), (1, "The square."))
+    more, less = (float(one._learn(one.model, said, [1.0] * 3, 0)) for one in (trainer, plain))
+    # By how many nats each is drawn too seldom; of the third there is no other to be held against.
+    apart = trainer._too_seldom[said[0].key] - trainer._too_seldom[said[1].key]
+    assert more - less == pytest.approx(2 * (apart**2 / 2) / 3, rel=1e-3)
+    assert apart**2 > 0.1
 
 
 def test_another_answer_is_another_reward(toy_base: Path, encoder: Any, tmp_path: Path) -> None:
@@ -198,8 +211,8 @@ def test_between_stops_only_the_answers_likelihood_is_a_guess(toy_base: Path, en
 
 
 def test_who_points_elsewhere_or_nowhere_is_worth_less(toy_base: Path, encoder: Any, tmp_path: Path) -> None:
-    trainer = trainer_of(toy_base, encoder, tmp_path, options())
-    plain = trainer_of(toy_base, encoder, tmp_path / "plain", options(box_weight=0.0))
+    trainer = trainer_of(toy_base, encoder, tmp_path, options(reward_floor=0.01))
+    plain = trainer_of(toy_base, encoder, tmp_path / "plain", options(reward_floor=0.01, box_weight=0.0))
     sample = trainer.questions.sample(1)
     label, (box,) = sample.evidence[0].label, sample.evidence[0].boxes
     frame = sample.frame(trainer.spec)
@@ -237,7 +250,10 @@ def test_what_is_impossible_is_worth_a_bounded_nothing_and_counted(
 def test_too_short_rationales_are_worth_nothing(toy_base: Path, encoder: Any, tmp_path: Path) -> None:
     text = "The square is there."
     usual, long = (
-        judged(trainer_of(toy_base, encoder, tmp_path / str(least), options(min_rationale_length=least)), (0, text))[0]
+        judged(
+            trainer_of(toy_base, encoder, tmp_path / str(least), options(min_rationale_length=least, box_weight=0.0)),
+            (0, text),
+        )[0]
         for least in (0, 3)
     )
     assert (usual.log_reward - long.log_reward).tolist() == pytest.approx([99.0] * 3 + [0] * (len(usual.ids) - 2))

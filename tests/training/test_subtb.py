@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vcot.training.subtb import balance_loss, falling, interpolated, residuals, stops
+from vcot.training.subtb import balance_across, balance_loss, falling, interpolated, residuals, stops
 
 SYMBOLS, LONGEST = 3, 4
 STRINGS = [string for length in range(LONGEST + 1) for string in product(range(SYMBOLS), repeat=length)]
@@ -50,7 +50,7 @@ class World:
         """Total variation between what is sampled and what is wanted."""
         return float((self.sampled() - self.log_reward.softmax(0)).abs().sum() / 2)
 
-    def learn(self, steps: int, decay: float = 1.0, defect: Any = None, keep: Any = None) -> float:
+    def learn(self, steps: int, decay: float = 1.0, defect: Any = None, keep: Any = None, across: float = 0.0) -> float:
         """By all strings at each step; the last loss. defect: changes (log rewards along strings [121, 5], ends,
         lengths)."""
         optimiser = torch.optim.Adam([self.table], lr=0.1)
@@ -59,7 +59,11 @@ class World:
             along, lengths = self.log_reward[self.prefixes], self.lengths
             if defect is not None:
                 along, ends, lengths = defect(self, along, ends, lengths)
-            each = balance_loss(residuals(along, tokens, ends), lengths, decay)
+            found = residuals(along, tokens, ends)
+            each = balance_loss(found, lengths, decay)
+            if across:
+                whole, one = found.gather(1, lengths[:, None])[:, 0], torch.zeros_like(lengths)
+                each = each + across * balance_across(whole, one, torch.ones_like(whole))
             if keep is not None:
                 each = each[keep(self)]
             loss = each.mean()
@@ -92,6 +96,15 @@ def test_neighbours_alone_and_all_pairs_have_one_optimum(decay: float) -> None:
     other.learn(4000, decay)
     assert other.distance() < 0.01
     assert float((world.sampled() - other.sampled()).abs().sum() / 2) < 0.01
+
+
+def test_whole_rationales_held_against_each_other_have_the_same_optimum_and_come_there_sooner() -> None:
+    world, other = World(2), World(2)
+    world.learn(60)
+    other.learn(60, across=1.0)
+    assert other.distance() < 0.7 * world.distance()
+    other.learn(1500, across=1.0)
+    assert other.distance() < 0.01
 
 
 DEFECTS = {
@@ -134,6 +147,20 @@ def by_pairs(along: torch.Tensor, length: int, decay: float) -> torch.Tensor:
             own = float(decay) ** (j - i - 1)
             total, weight = total + own * (along[j] - along[i]) ** 2, weight + own
     return total / weight if weight else total
+
+
+def test_distances_from_a_questions_mean_have_the_gradient_of_its_variance() -> None:
+    chance = torch.Generator().manual_seed(3)
+    whole = torch.randn(7, generator=chance, dtype=torch.float64)
+    asked, weights = torch.tensor([4, 9, 4, 4, 9, 2, 4]), torch.tensor([1.0, 2, 0, 3, 1, 1, 1], dtype=torch.float64)
+    ours, plain = whole.clone().requires_grad_(), whole.clone().requires_grad_()
+    (balance_across(ours, asked, weights) * weights).sum().backward()
+    total = torch.zeros((), dtype=torch.float64)
+    for question in (2, 4, 9):
+        own, weight = plain[asked == question], weights[asked == question]
+        total = total + (weight * (own - (weight * own).sum() / weight.sum()) ** 2).sum()
+    total.backward()
+    assert torch.allclose(ours.grad, plain.grad)
 
 
 @settings(deadline=None, max_examples=60)

@@ -14,7 +14,7 @@ import math
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,6 +52,9 @@ _PERHAPS_ANSWERED = (408, 502, 504, 524)
 _BEFORE_SENDING = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 _JSON: Any = {"headers": {"Content-Type": "application/json"}}
 _TIMEOUT = httpx2.Timeout(None, connect=CONNECT)  # the endpoint itself times a whole try
+
+
+_FAILURES = (TimeoutError, openai.APIError, httpx2.TransportError, aiohttp.ClientError)
 
 
 @dataclass(eq=False)
@@ -149,22 +152,10 @@ class Endpoint:
         try:
             async with asyncio.timeout(self._timeout):
                 answer = await client.post(path, content=to_json(asked), cast_to=httpx2.Response, options=_JSON)
-        except TimeoutError as error:
-            raise self._unreachable(f"no answer in time, {self._timeout:g} s", sent=True) from error
-        except openai.APIStatusError as error:
-            if named := _options_named(error, asked):
-                self.refused_options |= named
-                raise OptionRefused(SettingsError(_words_of(error))) from error
-            if refuses_the_row(error.status_code, error.code):
+        except _FAILURES as error:
+            if (failure := await self._failure(error, asked, model)) is None:
                 return None
-            served = await self._served() if error.status_code == 404 else ""
-            raise self._explain(error, model, served) from error
-        except (openai.APIConnectionError, aiohttp.ClientError) as error:
-            causes: list[BaseException] = [error]
-            while causes[-1].__cause__ is not None:
-                causes.append(causes[-1].__cause__)
-            sent = not any(isinstance(cause, _BEFORE_SENDING) for cause in causes)
-            raise self._unreachable(str(causes[-1]) or type(causes[-1]).__name__, sent=sent) from error
+            raise failure from error
         completion = read_completion(answer.content, model, time.monotonic() - begun)
         if completion is None:
             raise Unanswered(self._strange(answer.content), again=True, billed=True)
@@ -172,21 +163,87 @@ class Endpoint:
         self.rate.answered(answer.headers)
         return completion
 
+    async def stream(self, body: Mapping[str, Any], model: str) -> AsyncGenerator[Delta, None]:
+        """The same reply while it is written; who stops early (`aclose`) closes the request. One that names options
+        which the endpoint refuses is sent again without them.
+
+        Raises Unanswered, also in the middle (nothing comes for longer than the timeout, or the connection breaks), and
+        for its content as well, and SettingsError.
+        """
+        client = self.client
+        path = f"/deployments/{quote(model, safe='')}/chat/completions" if self._is_azure else "/chat/completions"
+        wanted = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        while True:
+            asked = {name: said for name, said in wanted.items() if name not in self.refused_options}
+            try:
+                async with asyncio.timeout(self._timeout):
+                    chunks = await client.post(
+                        path, content=to_json(asked), cast_to=object, options=_JSON, stream=True,
+                        stream_cls=openai.AsyncStream[object],
+                    )  # fmt: skip
+                try:
+                    coming = aiter(chunks)
+                    while True:
+                        async with asyncio.timeout(self._timeout):
+                            chunk = await anext(coming, None)
+                        if chunk is None:
+                            return
+                        yield delta_of(chunk)
+                finally:
+                    await chunks.close()
+            except _FAILURES as error:
+                failure = await self._failure(error, asked, model)
+                if not isinstance(failure, OptionRefused):
+                    refused = SettingsError(f"{self.address} refuses this request for its content")
+                    raise failure or Unanswered(refused) from error
+
+    async def _failure(self, error: Exception, asked: Mapping[str, Any], model: str) -> Unanswered | None:
+        """What went wrong with a request; None: the endpoint refuses it for its content."""
+        if isinstance(error, openai.APIStatusError):
+            if named := _options_named(error, asked):
+                self.refused_options |= named
+                return OptionRefused(SettingsError(_words_of(error)))
+            if refuses_the_row(error.status_code, error.code):
+                return None
+            served = await self._served() if error.status_code == 404 else ""
+            return self._explain(error, model, served)
+        if isinstance(error, TimeoutError):
+            return self._unreachable(f"no answer in time, {self._timeout:g} s", sent=True)
+        causes: list[BaseException] = [error]
+        while causes[-1].__cause__ is not None:
+            causes.append(causes[-1].__cause__)
+        sent = not any(isinstance(cause, _BEFORE_SENDING) for cause in causes)
+        return self._unreachable(str(causes[-1]) or type(causes[-1]).__name__, sent=sent)
+
     async def close(self) -> None:
         if "client" in vars(self):
             await self.client.close()
 
-    async def _served(self) -> str:
-        """The models that it says it has, as words for a message; empty where it does not say."""
+    async def models(self) -> list[dict[str, Any]] | None:
+        """What /models lists; None: it lists nothing that can be read. Raises Unanswered, and SettingsError."""
         try:
             async with asyncio.timeout(CONNECT):
                 answer = await self.client.get("/models", cast_to=httpx2.Response)
             listed = as_dict(json.loads(answer.content)).get("data")
-        except (TimeoutError, openai.OpenAIError, aiohttp.ClientError, ValueError, RecursionError):
+        except _FAILURES as error:
+            if isinstance(error, openai.APIStatusError):
+                raise self._explain(error, "") from error
+            failure = await self._failure(error, {}, "")
+            assert failure is not None
+            raise failure from error
+        except (ValueError, RecursionError):
+            return None
+        return [as_dict(one) for one in listed] if isinstance(listed, list) else None
+
+    async def _served(self) -> str:
+        """The models that it says it has, as words for a message; empty where it does not say."""
+        try:
+            listed = await self.models()
+        except Unanswered:
             return ""
-        if not isinstance(listed, list):
+        if listed is None:
             return ""
-        names = [_plain(name)[:LONGEST_NAME] for one in listed if isinstance(name := as_dict(one).get("id"), str)]
+        names = [_plain(name)[:LONGEST_NAME] for one in listed if isinstance(name := one.get("id"), str)]
         more = f" and {len(names) - 10} more" if len(names) > 10 else ""
         return f"; it serves {', '.join(names[:10])}{more}" if names else "; it says that it serves no model"
 
@@ -352,6 +409,29 @@ def _logprobs(choice: dict[str, Any]) -> tuple[float, ...] | None:
     if not all(isinstance(one, int | float) and math.isfinite(one) and one < 0.001 for one in found):
         return None
     return tuple(round(min(0.0, float(one)), 5) for one in found)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What a chunk adds to a reply. tokens_out: of all of it, as the endpoint counts them at the end; 0: not said."""
+
+    text: str
+    logprobs: tuple[float, ...] | None
+    finish_reason: str
+    tokens_out: int
+
+
+def delta_of(chunk: Any) -> Delta:
+    """Whatever a server leaves out, or makes of it."""
+    choices = as_dict(chunk).get("choices")
+    choice = as_dict(choices[0] if isinstance(choices, list) and choices else None)
+    finish = choice.get("finish_reason")
+    return Delta(
+        text=_text(as_dict(choice.get("delta")).get("content")),
+        logprobs=_logprobs(choice),
+        finish_reason=_plain(finish)[:LONGEST_NAME] if isinstance(finish, str) else "",
+        tokens_out=_count(as_dict(as_dict(chunk).get("usage")).get("completion_tokens")),
+    )
 
 
 def refused(model: str) -> Completion:

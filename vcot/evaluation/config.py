@@ -193,6 +193,14 @@ class EvaluationConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _there_is_something_to_choose_from(self) -> Self:
+        if self.vote != USUAL and self.samples == 1:
+            raise ValueError(
+                f"--vote {','.join(self.vote)}: of one reply there is nothing to choose; --samples 8 as well"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _there_is_something_to_judge(self) -> Self:
         if self.judge is not None and "viscot" not in self.suite:
             raise ValueError(f"--judge {self.judge}: it scores answers of --suite viscot; add that, or leave it out")

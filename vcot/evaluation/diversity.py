@@ -6,7 +6,8 @@
 
 Whoever draws one reply over and over learns nothing from more of them, and a model that was trained for reward alone
 tends to have one way left. Two rationales are the same when their words are, but for case, white space and punctuation,
-and their boxes pair off in order at IoU >= 0.5.
+and their boxes pair off in order at IoU >= 0.5. A known reasoning that points is found by its boxes alone: they are the
+way to the answer, in whatever words it is told.
 """
 
 from __future__ import annotations
@@ -60,6 +61,13 @@ class Rationale:
 def same(one: Rationale, other: Rationale) -> bool:
     """Equal words, and as many boxes, each at IoU >= 0.5 with the other's of its place."""
     return one.words == other.words and len(one.boxes) == len(other.boxes) == _boxes_alike(one, other)
+
+
+def finds(drawn: Rationale, known: Rationale) -> bool:
+    """Whether a rationale goes this way to the answer: the same boxes in the same order; of one without, its words."""
+    if not known.boxes:
+        return same(drawn, known)
+    return len(drawn.boxes) == len(known.boxes) == _boxes_alike(drawn, known)
 
 
 def _boxes_alike(one: Rationale, other: Rationale) -> int:
@@ -132,7 +140,7 @@ def of_question(
     first: list[int | None] = []
     told = list(zip(draws, right, strict=True))
     for reasoning in known:
-        found = (at for at, (drawn, is_right) in enumerate(told, start=1) if is_right and same(drawn, reasoning))
+        found = (at for at, (drawn, is_right) in enumerate(told, start=1) if is_right and finds(drawn, reasoning))
         first.append(next(found, None))
     about = Score(
         sample=sample, image=image, answer="absent", true_boxes=None, predicted_boxes=0, matched=0, well_formed=True,

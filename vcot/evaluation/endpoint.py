@@ -40,7 +40,7 @@ from vcot.grounding import Frame, FrameName, FrameSpec, smart_resize
 from vcot.grounding.tags import DIALECTS, SPELLINGS, render
 from vcot.models import families
 from vcot.models.decoding import Decoding
-from vcot.records import Completion, Sample
+from vcot.records import Completion, Contract, Sample
 from vcot.storage import Store, join
 from vcot.tokens.encoder import prompt_text
 
@@ -73,12 +73,55 @@ class EndpointForm:
     factor: int
     family: families.Family | None
 
+    @classmethod
+    def tuned(cls, contract: Contract) -> EndpointForm:
+        """The one that a model was tuned in, where its server tells it."""
+        return cls(
+            contract.frame_spec, Form.tuned(contract), contract.min_pixels, contract.max_pixels, contract.factor, None
+        )  # fmt: skip
+
     def size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(width, height) at which an image of this size is sent. Raises ValueError for a side ratio above 200."""
         if self.min_pixels is None or self.max_pixels is None:
             return size
         resized = _resized if self.family is None else self.family.resized
         return resized(size, min_pixels=self.min_pixels, max_pixels=self.max_pixels, factor=self.factor)
+
+    def request(self, prompt: Prompt, name: str, decoding: Decoding) -> Request:
+        """What the model called `name` is asked. Raises SettingsError: a box in pixels would mean those of another
+        image than it sees."""
+        sample = prompt.sample
+        if prompt.images and len(prompt.images) != len(sample.images):
+            raise ValueError(f"{sample.id}: {len(prompt.images)} images are shown, it has {len(sample.images)}")
+        shown = [ShownPixels(image, self.size(image.size)) for image in prompt.images]
+        self._check_pixels(prompt, shown)
+        images = iter(shown)
+
+        def parts(count: int, text: str) -> tuple[Part, ...]:
+            """So many of the next images, then the text, as the local model is given them."""
+            seen = [image for _, image in zip(range(count if shown else 0), images, strict=False)]
+            return (*seen, text) if text else (*seen,)
+
+        frame = _frame(prompt)
+        turns = tuple(
+            EarlierTurn(turn.role, parts(turn.images, render(turn.said, frame, self.own.dialect)))
+            for turn in sample.turns
+        )
+        return Request(
+            purpose="evaluate", prompt=NOBODY, turns=turns, model=name, temperature=decoding.temperature,
+            parts=parts(sample.images_asked, prompt_text(sample, prompt.instruction)),
+            reply_tokens=decoding.max_new_tokens, options=_GREEDY if decoding.temperature == 0 else _DRAWN,
+        )  # fmt: skip
+
+    def _check_pixels(self, prompt: Prompt, shown: Sequence[ShownPixels]) -> None:
+        image = prompt.sample.image
+        if self.frame.name == "pixels" and image is not None and shown:
+            sent, (width, height) = (image.width, image.height), shown[0].size
+            if sent != (width, height):
+                raise SettingsError(
+                    f"--subject-frame pixels: {prompt.sample.id} is kept at {width}x{height} pixels, its original has "
+                    f"{sent[0]}x{sent[1]}, and the model sees the former; choose --subject-frame thousandths"
+                )
 
 
 def _resized(size: tuple[int, int], *, min_pixels: int, max_pixels: int, factor: int) -> tuple[int, int]:
@@ -276,7 +319,7 @@ class EndpointModel(Asking):
         """
         if any(prompt.prefix for prompt in prompts):
             self._refuse("continue a reply that is begun for it")
-        requests = [self._request(prompt, decoding) for prompt in prompts]
+        requests = [self.declared.request(prompt, self.name, decoding) for prompt in prompts]
         self.progress.total = (self.progress.total or 0) + len(prompts) * decoding.samples
 
         def draws() -> Iterator[tuple[Prompt, Request]]:
@@ -310,40 +353,6 @@ class EndpointModel(Asking):
         )
 
     # --- a request, and what comes of it
-
-    def _request(self, prompt: Prompt, decoding: Decoding) -> Request:
-        sample = prompt.sample
-        if prompt.images and len(prompt.images) != len(sample.images):
-            raise ValueError(f"{sample.id}: {len(prompt.images)} images are shown, it has {len(sample.images)}")
-        shown = [ShownPixels(image, self.declared.size(image.size)) for image in prompt.images]
-        self._check_pixels(prompt, shown)
-        images = iter(shown)
-
-        def parts(count: int, text: str) -> tuple[Part, ...]:
-            """So many of the next images, then the text, as the local model is given them."""
-            seen = [image for _, image in zip(range(count if shown else 0), images, strict=False)]
-            return (*seen, text) if text else (*seen,)
-
-        frame = _frame(prompt)
-        turns = tuple(
-            EarlierTurn(turn.role, parts(turn.images, render(turn.said, frame, self.declared.own.dialect)))
-            for turn in sample.turns
-        )
-        return Request(
-            purpose="evaluate", prompt=NOBODY, turns=turns, model=self.name, temperature=decoding.temperature,
-            parts=parts(sample.images_asked, prompt_text(sample, prompt.instruction)),
-            reply_tokens=decoding.max_new_tokens, options=_GREEDY if decoding.temperature == 0 else _DRAWN,
-        )  # fmt: skip
-
-    def _check_pixels(self, prompt: Prompt, shown: Sequence[ShownPixels]) -> None:
-        image = prompt.sample.image
-        if self.declared.frame.name == "pixels" and image is not None and shown:
-            sent, (width, height) = (image.width, image.height), shown[0].size
-            if sent != (width, height):
-                raise SettingsError(
-                    f"--subject-frame pixels: {prompt.sample.id} is kept at {width}x{height} pixels, its original has "
-                    f"{sent[0]}x{sent[1]}, and the model sees the former; choose --subject-frame thousandths"
-                )
 
     async def _reply(self, prompt: Prompt, request: Request, client: Client, seed: int | None) -> Completion:
         # The first time it digests the images: in a thread, while others are waited for.

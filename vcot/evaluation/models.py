@@ -4,17 +4,17 @@ and in its own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
 from vcot import logging
 from vcot.errors import InputError
+from vcot.evaluation.checkpoint import Checkpoint, read_json
 from vcot.evaluation.config import EvaluationConfig, Model
 from vcot.evaluation.subjects import Subject
 from vcot.evaluation.ways import FORMS, Form, Prompt, Way
@@ -24,9 +24,8 @@ from vcot.models import families
 from vcot.models.decoding import Decoding
 from vcot.records import Completion, Contract, Sample
 from vcot.records.metadata import Role
-from vcot.storage import NotFound, Store, join
-from vcot.storage.folders import fetch_folder, fetch_with_digest
-from vcot.tokens import Encoder, contract_of, is_processor_file, load_processor
+from vcot.storage import Store, join
+from vcot.tokens import Encoder
 
 VISUAL_TOKEN = 28 * 28
 """Pixels; near enough for every family where only lengths are compared."""
@@ -94,7 +93,7 @@ def native_form(store: Store, uri: str, named: str) -> Form | None:
     """
     if (form := FORMS.get(named) or _declared(store, uri)) is not None:
         return form
-    kind = (_json(store, join(uri, "config.json")) or {}).get("model_type")
+    kind = (read_json(store, join(uri, "config.json")) or {}).get("model_type")
     known = families.FAMILIES.get(str(kind))
     return None if known is None else FORMS[known.name]
 
@@ -136,7 +135,7 @@ def _asks(form: Form) -> tuple[Any, ...]:
 
 def _declared(store: Store, base_uri: str) -> Form | None:
     uri = join(base_uri, "contract.json")
-    if (found := _json(store, uri)) is None:
+    if (found := read_json(store, uri)) is None:
         return None
     try:
         contract = found["contract"]
@@ -147,15 +146,6 @@ def _declared(store: Store, base_uri: str) -> Form | None:
         raise InputError(
             f"{uri} does not say how the model writes boxes ({error!r}); name it with --native-form"
         ) from None
-
-
-def _json(store: Store, uri: str) -> Any:
-    try:
-        return json.loads(store.read(uri))
-    except NotFound:
-        return None
-    except ValueError as error:
-        raise InputError(f"{uri} is no JSON: {error}") from None
 
 
 def _begun(prompt: Prompt) -> str:
@@ -180,7 +170,7 @@ class ModelRunner:
     keeps_replies = False
 
     def __init__(self, store: Store, subject: Subject, scratch: Path, config: EvaluationConfig) -> None:
-        self._store, self._subject, self._scratch, self._config = store, subject, scratch, config
+        self._subject, self._config = subject, config
         self.trained = None if subject.train is None else subject.train.marker.metadata
         if self.trained is None:
             self.base_uri, self.base_sha256 = subject.uri, subject.sha256
@@ -188,21 +178,18 @@ class ModelRunner:
             self.base_uri, self.base_sha256 = config.base_uri or self.trained.base_uri, self.trained.base_sha256
         tuned = None if self.trained is None else self.trained.contract
         self._forms = forms_of(store, self.base_uri, config.native_form, tuned)
-        self.contract = tuned or self._own_contract(self._forms["subject"])
+        self._checkpoint = Checkpoint(
+            store, subject.uri, self.trained, self.base_uri, self.base_sha256, scratch, config.quantization,
+            config.dtype,
+        )  # fmt: skip
+        self.contract = self._checkpoint.contract(
+            self._forms["subject"].frame, min_pixels=config.subject_min_pixels, max_pixels=config.subject_max_pixels
+        )
         self.names: tuple[Model, ...] = tuple(self._forms) if config.ask_base else ("subject",)
         self.by_text = self.contract.mode == "text"
-        as_trained: Literal["none", "nf4"] = "nf4" if self.trained and self.trained.tune == "qlora" else "none"
-        self.quantization = as_trained if config.quantization == "as-trained" else config.quantization
+        self.quantization = self._checkpoint.quantization
         self._loaded: dict[Model, Any] = {}
         self.can_score = True
-
-    def _own_contract(self, form: Form) -> Contract:
-        """Of a checkpoint: its own, where train wrote one beside it, else by its processor and the settings."""
-        if (found := _json(self._store, join(self.base_uri, "contract.json"))) is not None:
-            return Contract.model_validate(found["contract"])
-        least, most = self._config.subject_min_pixels or 4 * 784, self._config.subject_max_pixels or 1280 * 784
-        processor = load_processor(self._files, min_pixels=least, max_pixels=most)
-        return contract_of(processor, mode="multimodal", frame=form.frame, max_length=1 << 20)
 
     def form(self, model: Model) -> Form:
         return self._forms[model]
@@ -339,57 +326,18 @@ class ModelRunner:
         return parts
 
     @cached_property
-    def _files(self) -> Path:
-        """The base's folder with its processor's files, which are small."""
-        return fetch_folder(self._store, self.base_uri, self._scratch / "base", is_processor_file)
-
-    @cached_property
     def _encoder(self) -> Encoder:
-        contract = self.contract
-        processor = load_processor(self._files, min_pixels=contract.min_pixels, max_pixels=contract.max_pixels)
         # A base's own form may have a turn that the tuned model's has not; each prompt says which it has.
         roles: tuple[Role, ...] = ("rationale",) if any(form.roles for form in self._forms.values()) else ()
-        return Encoder(processor, contract.model_copy(update={"roles": roles}))
+        return self._checkpoint.encoder(self.contract, roles)
 
     def _network(self, asked: Model) -> Any:
-        from vcot.models.loading import load_adapter, load_base
-
         model: Model = "base" if asked == "native" or self.trained is None else asked
         if model not in self._loaded:
             logging.get().info(f"loading the {asked} model", base=self.base_uri, quantization=self.quantization)
             # One model in memory at a time; an adapter takes the base that is there.
-            full = self.trained is not None and self.trained.tune == "full"
-            base = None if full else self._loaded.get("base")
+            base = None if self.trained and self.trained.tune == "full" else self._loaded.get("base")
             self._loaded.clear()
-            if model == "base":
-                network = self._base()
-            elif full:
-                network = load_base(self._fetch_tuned(), quantization=self.quantization, dtype=self._config.dtype)
-            else:
-                folder = self._fetch_tuned()
-                network = load_adapter(self._base() if base is None else base, folder)
-            self._loaded[model] = network
+            loaded = self._checkpoint.load_base() if model == "base" else self._checkpoint.load_tuned(base)
+            self._loaded[model] = loaded
         return self._loaded[model]
-
-    def _base(self) -> Any:
-        from vcot.models.loading import load_base
-
-        folder, found = fetch_with_digest(self._store, self.base_uri, self._scratch / "base")
-        if found != self.base_sha256:
-            what = "is not the base that was trained on" if self.trained else "has changed since this evaluation began"
-            raise InputError(f"{self.base_uri} {what}: its digest is {found[:12]}…, it was {self.base_sha256[:12]}…")
-        return load_base(folder, quantization=self.quantization, dtype=self._config.dtype)
-
-    def _fetch_tuned(self) -> Path:
-        """The trained model's folder with the files that its stage names, and no other."""
-        assert self.trained is not None
-        uri, into = join(self._subject.uri, self.trained.model), self._scratch / "tuned"
-        for name, sha256 in self.trained.files.items():
-            path = into / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._store.download(join(uri, name), path)
-            if (found := self._store.digest(str(path))) != sha256:
-                raise InputError(
-                    f"{join(uri, name)} is not what train wrote: its digest is {found[:12]}…, it was {sha256[:12]}…"
-                )
-        return into

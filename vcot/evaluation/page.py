@@ -340,6 +340,20 @@ def table(report: Mapping[str, Any]) -> Table:
     return made
 
 
+def markdown(report: Mapping[str, Any]) -> str:
+    """The results with their intervals as a table of Markdown, and what they were measured on in a sentence."""
+    samples, rows = report["samples"], [row for row in report["results"] if row["key"] not in ASIDE]
+    lines = [
+        f"{samples['rows']:,} questions with {samples['boxes']:,} true boxes in {samples['images']:,} images, split "
+        f"`{samples['split']}`; in brackets the 95 % interval.", "",
+        f"| | {' | '.join(METRICS[name].label for name in HEADLINE)} |", f"|---|{'---:|' * len(HEADLINE)}",
+    ]  # fmt: skip
+    for row in rows:
+        cells = [both(name, figure) if (figure := row["figures"].get(name)) else "" for name in HEADLINE]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _of_draws(way: Mapping[str, Any]) -> str:
     last = way["by_samples"][-1]
     said = [

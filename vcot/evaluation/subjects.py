@@ -34,7 +34,7 @@ from vcot.records.base import Record
 from vcot.records.metadata import TrainMetadata
 from vcot.records.reply import Promotion
 from vcot.records.shards import DONE, EVALUATE, OF_SAMPLES, TRAIN, StageKind, read_marker
-from vcot.storage import Store, append, join, name, numbered
+from vcot.storage import NotFound, Store, append, join, name, numbered
 from vcot.storage.folders import folder_digest
 
 _SINCE = 26_297_280  # 2020-01-01 in minutes since 1970: smaller numbers of eight digits are dates, as 20261121
@@ -132,6 +132,20 @@ def newest(store: Store, pointer_uri: str) -> Pointer:
     return Pointer.at(store, there[max(there)])
 
 
+def promotion_at(store: Store, uri: str, pinned: str | None = None) -> Pointer:
+    """One promotion, where `uri` names it (``…/latest/0000000001.json``); of a line of them (``…/latest``) the one that
+    is pinned, where it is of this line, else the newest. Raises InputError: there is none."""
+    line = uri.rstrip("/")
+    if not line.endswith(".json"):
+        if pinned is None or not pinned.startswith(line + "/"):
+            return newest(store, line)
+        line = pinned
+    try:
+        return Pointer.at(store, line)
+    except NotFound:
+        raise InputError(f"{line}: there is no such promotion") from None
+
+
 # --- what is evaluated -------------------------------------------------------------------------------------
 
 
@@ -166,35 +180,53 @@ def is_endpoint(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
-def subject_at(
-    store: Store, run_uri: str, uri: str | None, *, samples_uri: str | None, fail_if_worse_than: str | None
-) -> Subject:
-    """What a URI names: a finished train stage (or the folder of its model), by default this run's; a checkpoint, a
-    folder with a config.json and weights; or an endpoint.
+@dataclass(frozen=True)
+class ModelFound:
+    """`uri`, `sha256`: of the finished train stage, or of the folder of a checkpoint, without `train` then."""
+
+    uri: str
+    sha256: str
+    train: Finished[TrainMetadata] | None
+
+
+def model_at(store: Store, uri: str) -> ModelFound:
+    """What a URI names: a finished train stage (or the folder of its model), or a checkpoint, a folder with a
+    config.json and weights.
 
     Raises InputError: it is neither.
     """
+    folder = uri.rstrip("/")
+    if folder and store.stat(join(folder, DONE)) is None:
+        above = folder.rpartition("/")[0]
+        if above and store.stat(join(above, DONE)) is not None:
+            uri = above
+        elif store.stat(join(folder, "config.json")) is not None:
+            return ModelFound(folder, folder_digest(store, folder), None)
+        else:
+            raise InputError(
+                f"--subject {uri}: there is neither a finished train stage ({DONE}) nor a model (config.json)"
+            )
+    train = Finished.at(store, uri, TRAIN)
+    return ModelFound(train.uri, train.sha256, train)
+
+
+def subject_at(
+    store: Store, run_uri: str, uri: str | None, *, samples_uri: str | None, fail_if_worse_than: str | None
+) -> Subject:
+    """What a URI names: an endpoint, or what `model_at` finds; by default this run's train stage."""
     samples = Finished.at(store, samples_uri or join(run_uri, "convert"), *OF_SAMPLES)
     baseline = evaluation_at(store, fail_if_worse_than) if fail_if_worse_than else None
     if uri is not None and is_endpoint(uri):
         # Nobody can see from outside which weights it serves.
         sha256 = hashlib.sha256(uri.encode()).hexdigest()
         return Subject(run_uri, uri, sha256, None, samples, baseline, inputs={uri: sha256} | samples.input)
-    if uri is not None and (folder := uri.rstrip("/")) and store.stat(join(folder, DONE)) is None:
-        above = folder.rpartition("/")[0]
-        if above and store.stat(join(above, DONE)) is not None:
-            uri = above
-        elif store.stat(join(folder, "config.json")) is not None:
-            sha256 = folder_digest(store, folder)
-            inputs = {folder: sha256} | samples.input
-            return Subject(run_uri, folder, sha256, None, samples, baseline, inputs=inputs)
-        else:
-            raise InputError(
-                f"--subject {uri}: there is neither a finished train stage ({DONE}) nor a model (config.json)"
-            )
-    train = Finished.at(store, uri or join(run_uri, "train"), TRAIN)
-    inputs = train.input | samples.input
-    return Subject(run_uri, train.uri, train.sha256, train, samples, baseline, inputs=inputs)
+    if uri is None:
+        train = Finished.at(store, join(run_uri, "train"), TRAIN)
+        found = ModelFound(train.uri, train.sha256, train)
+    else:
+        found = model_at(store, uri)
+    own = {found.uri: found.sha256} if found.train is None else found.train.input
+    return Subject(run_uri, found.uri, found.sha256, found.train, samples, baseline, inputs=own | samples.input)
 
 
 def promoted(
@@ -210,7 +242,7 @@ def promoted(
     when = moment(occasion)
     pointer = _resolve(store, pointer_uri, join(run_uri, when, f"{name(pointer_uri)}.json"))
     found = pointer.promotion
-    train = _unchanged(store, found.train_uri, TRAIN, found.train_sha256, pointer)
+    train = unchanged(store, found.train_uri, TRAIN, found.train_sha256, pointer)
     samples = Finished.at(store, samples_uri or found.samples_uri, *OF_SAMPLES)
     if fail_if_worse_than:
         baseline = evaluation_at(store, fail_if_worse_than)
@@ -218,7 +250,7 @@ def promoted(
         there = numbered(store, pointer_uri)
         oldest = Pointer.at(store, there[min(there)])
         passed = oldest.promotion
-        baseline = _unchanged(store, passed.evaluation_uri, EVALUATE, passed.evaluation_sha256, oldest)
+        baseline = unchanged(store, passed.evaluation_uri, EVALUATE, passed.evaluation_sha256, oldest)
     parts = json.dumps([train.sha256, samples.sha256, dict(asked), __version__], sort_keys=True)
     key = hashlib.sha256(parts.encode()).hexdigest()[:12]
     logging.get().info("evaluating the promoted model", model=train.uri, pointer=pointer.uri, occasion=when)
@@ -248,7 +280,8 @@ def _resolve(store: Store, pointer_uri: str, uri: str) -> Pointer:
     return pointer
 
 
-def _unchanged(store: Store, uri: str, kind: StageKind[Record, M], sha256: str, pointer: Pointer) -> Finished[M]:
+def unchanged(store: Store, uri: str, kind: StageKind[Record, M], sha256: str, pointer: Pointer) -> Finished[M]:
+    """A stage that a promotion names. Raises InputError: it is another one by now."""
     stage = Finished.at(store, uri, kind)
     if stage.sha256 != sha256:
         raise InputError(

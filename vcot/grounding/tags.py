@@ -76,6 +76,12 @@ _JSON_FIELD = re.compile(rf"""({_STRING})\s*:\s*({_STRING}|[^"'}}]*)""")
 
 _JSON_BOX = re.compile(r"""["'](?:bbox_2d|bbox|box_2d|box)["']\s*:""")
 
+# What the end of a text may still become, when it is read while it is written.
+_TAG_SO_FAR = {tag[:length] for tag in _TAGS for length in range(1, len(tag))}
+_JSON_SO_FAR = re.compile(r"""\{\s*(?:["'](?:\w+(?:["']\s*)?)?)?""", _FLAGS)
+_ENTITY_SO_FAR = re.compile("&(?:amp;)*(?:a|am|amp|l|lt|lc|lcu|lcub)?")
+_MAY_END_OBJECT = re.compile(r"[{}<\n]")
+
 _BETWEEN_BOXES = re.compile(r"\s*+(?:[,;:]|and)?\s*+")
 _BRACKETED = re.compile(r"[\[(]([^\[\]()]*)[\])]")
 _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf|infinity)", _FLAGS)
@@ -203,7 +209,7 @@ def parse(text: str, frame: Frame) -> Parsed:
     Faults: UNBALANCED_TAG (its content is in the fault; a label left open stays as prose), NO_BOX_TEXT (a label
     without a box, or an empty box), WRONG_COUNT, NOT_A_NUMBER, and what Frame.decode finds.
     """
-    return _Reader(text, frame).read()
+    return Reader(frame).finish(text)
 
 
 @dataclass
@@ -216,7 +222,7 @@ class _Open:
 
 
 @dataclass
-class _Label:
+class Label:
     """A mention in the making."""
 
     label: str
@@ -227,26 +233,33 @@ class _Label:
     tried: bool = False  # a box was given, if only a faulty one
 
 
-class _Reader:
-    """One way through a text, from token to token."""
+class Reader:
+    """One way through a text, from token to token, in pieces of any size.
 
-    def __init__(self, text: str, frame: Frame) -> None:
-        self._text, self._frame = text, frame
+    parts: what is certain of the text so far: prose, and labels that may still be given boxes. Prose that only
+    separates two boxes is taken back when the second comes.
+    """
+
+    def __init__(self, frame: Frame) -> None:
+        self._text, self._frame = "", frame
         self._done = 0  # up to here the text is understood
-        self._parts: list[str | _Label] = []
+        self.parts: list[str | Label] = []
         self._faults: list[Fault] = []
         self._open: _Open | None = None
-        self._current: _Label | None = None  # the label to which a box would belong
+        self._current: Label | None = None  # the label to which a box would belong
         self._in_list = False  # after an object of a JSON list that is still open
+        self._in_object = False  # an object has begun and not ended
 
-    def read(self) -> Parsed:
-        while token := (_TOKEN if self._open is None else _TAG).search(self._text, self._done):
-            before = self._text[self._done : token.start()]
-            self._done = token.end()
-            if tag := _TAGS.get(token[0].lower()):
-                self._on_tag(tag, before, token.start(), token.end())
-            else:
-                self._on_object(before, token.start())
+    def feed(self, piece: str) -> None:
+        """The text goes on. What comes of it is the same however it is cut."""
+        self._text += piece
+        if not self._in_object or _MAY_END_OBJECT.search(piece):
+            self._read(whole=False)
+
+    def finish(self, piece: str = "") -> Parsed:
+        """The text ends with this piece; call it once."""
+        self._text += piece
+        self._read(whole=True)
         rest = self._text[self._done :]
         if self._open is None:
             self._prose(rest)
@@ -254,7 +267,7 @@ class _Reader:
             self._open.inner += rest
             self._give_up(self._open, len(self._text))
         parts: list[str | Mention] = []
-        for part in self._parts:
+        for part in self.parts:
             if isinstance(part, str):
                 parts.append(part)
             elif part.boxes:
@@ -264,8 +277,52 @@ class _Reader:
                 if not part.tried:
                     self._fault(BoxFault.NO_BOX_TEXT, part.start, part.end)
         self._faults.sort(key=lambda fault: (fault.start, fault.end))
-        places = ((part.start, end) for part in self._parts if not isinstance(part, str) for end in part.ends)
+        places = ((part.start, end) for part in self.parts if not isinstance(part, str) for end in part.ends)
         return Parsed(Trace(tuple(parts)), tuple(self._faults), tuple(places))
+
+    def _read(self, *, whole: bool) -> None:
+        self._in_object = False
+        while token := (_TOKEN if self._open is None else _TAG).search(self._text, self._done):
+            start, before = token.start(), self._text[self._done : token.start()]
+            if tag := _TAGS.get(token[0].lower()):
+                self._done = token.end()
+                self._on_tag(tag, before, start, token.end())
+            elif (end := self._object_end(start, whole)) is not None:
+                closed = self._text[end : end + 1] == "}"
+                self._done = end + closed
+                self._on_object(before, start, closed)
+            else:
+                self._in_object = True
+                self._settle(start)
+                return
+        if not whole:
+            self._settle(self._possible_token())
+
+    def _possible_token(self) -> int:
+        """Where a tag, an object or an entity may have begun of which the text does not hold enough yet; else its
+        end."""
+        text, found = self._text, [len(self._text)]
+        if (at := text.rfind("<", self._done)) >= 0 and text[at:].lower() in _TAG_SO_FAR:
+            found.append(at)
+        if (at := text.rfind("{", self._done)) >= 0 and _JSON_SO_FAR.fullmatch(text, at):
+            found.append(at)
+        if (at := text.rfind("&", self._done)) >= 0 and _ENTITY_SO_FAR.fullmatch(text, at):
+            found.append(at)
+        return min(found)
+
+    def _settle(self, end: int) -> None:
+        """Takes in the text before `end`, which no tag is in, but for what its next characters decide about."""
+        raw = self._text[self._done : end]
+        if self._open is not None:
+            self._open.inner += raw
+        else:
+            if self._in_list and re.fullmatch(r"\s*,?\s*", raw):
+                return  # the next object of the list, its end, or prose
+            if (bare := raw.rstrip()).endswith("["):
+                end = self._done + len(bare) - 1  # of a list of objects, or prose
+            if end > self._done:
+                self._prose(self._text[self._done : end])
+        self._done = end
 
     def _on_tag(self, tag: _Tag, before: str, start: int, end: int) -> None:
         opened = self._open
@@ -284,7 +341,7 @@ class _Reader:
             if opened.tag.pair != tag.pair:
                 self._fault(BoxFault.UNBALANCED_TAG, opened.start, end)
             if tag.kind == "ref":
-                self._add_label(_Label(unescape(opened.inner), opened.start, end))
+                self._add_label(Label(unescape(opened.inner), opened.start, end))
             else:
                 self._add_boxes(self._label_for_box(opened.start, end), opened.inner, opened.start, end)
 
@@ -293,7 +350,7 @@ class _Reader:
         self._fault(BoxFault.UNBALANCED_TAG, opened.start, end)
         self._open = None
         if opened.tag.kind == "ref":
-            self._add_label(_Label(unescape(opened.inner), opened.start, end, tried=True))
+            self._add_label(Label(unescape(opened.inner), opened.start, end, tried=True))
         elif self._current is not None:
             self._current.tried = True
 
@@ -302,28 +359,28 @@ class _Reader:
             raw = re.sub(r"\A\s*\]", "", raw)
             self._in_list, self._current = False, None
         prose = unescape(raw)
-        if self._parts and isinstance(last := self._parts[-1], str):
-            self._parts[-1] = last + prose
+        if self.parts and isinstance(last := self.parts[-1], str):
+            self.parts[-1] = last + prose
         elif prose:
-            self._parts.append(prose)
+            self.parts.append(prose)
 
-    def _add_label(self, label: _Label) -> None:
+    def _add_label(self, label: Label) -> None:
         self._current = label
-        self._parts.append(label)
+        self.parts.append(label)
 
-    def _label_for_box(self, start: int, end: int) -> _Label:
+    def _label_for_box(self, start: int, end: int) -> Label:
         label = self._current
         if label is not None:
-            between = last if self._parts and isinstance(last := self._parts[-1], str) else ""
+            between = last if self.parts and isinstance(last := self.parts[-1], str) else ""
             joined = _BETWEEN_BOXES.fullmatch(between) is not None
             if joined and between:
-                self._parts.pop()
+                self.parts.pop()
             if joined or not (label.boxes or label.tried):
                 return label
-        self._add_label(label := _Label("", start, end))
+        self._add_label(label := Label("", start, end))
         return label
 
-    def _add_boxes(self, label: _Label, content: str, start: int, end: int) -> None:
+    def _add_boxes(self, label: Label, content: str, start: int, end: int) -> None:
         label.tried = True
         for numbers in _numbers(content):
             if isinstance(numbers, BoxFault):
@@ -341,28 +398,30 @@ class _Reader:
     # JSON: [{"bbox_2d": [x1, y1, x2, y2], "label": "…"}, …] anywhere in the prose. Brackets and commas of the
     # list are dropped; objects of one list that follow each other and share their label are one mention.
 
-    def _on_object(self, before: str, start: int) -> None:
-        """It ends at the first `}` outside a string. Another `{`, a `<`, or a line break inside a string say that
-        it never will, and so does the end of the text. An object that speaks of no box is prose."""
-        if not (self._in_list and re.fullmatch(r"\s*,\s*", before)):
-            self._current = None
-            opening = re.search(r"\[\s*\Z", before)
-            self._prose(before[: opening.start()] if opening else before)
-            self._in_list = opening is not None
+    def _object_end(self, start: int, whole: bool) -> int | None:
+        """Where it ends: at the first `}` outside a string. Another `{`, a `<`, or a line break inside a string say
+        that it never will, and so does the end of the whole text. None: nothing of that is written yet."""
         body = _JSON_BODY.match(self._text, start + 1)
         assert body is not None  # it may be empty
         end = body.end()
         string = _JSON_STRING_SO_FAR.match(self._text, end)
         if max(end, string.end() if string else 0) == len(self._text):
-            end = len(self._text)
-        whole = self._text[end : end + 1] == "}"
-        self._done = end + whole
-        if not _JSON_BOX.search(self._text, start, end):
+            return len(self._text) if whole else None
+        return end
+
+    def _on_object(self, before: str, start: int, closed: bool) -> None:
+        """One that speaks of no box is prose."""
+        if not (self._in_list and re.fullmatch(r"\s*,\s*", before)):
+            self._current = None
+            opening = re.search(r"\[\s*\Z", before)
+            self._prose(before[: opening.start()] if opening else before)
+            self._in_list = opening is not None
+        if not _JSON_BOX.search(self._text, start, self._done):
             self._prose(self._text[start : self._done])
-        elif whole:
+        elif closed:
             self._add_object(start, self._done)
         else:
-            self._fault(BoxFault.UNBALANCED_TAG, start, end)
+            self._fault(BoxFault.UNBALANCED_TAG, start, self._done)
 
     def _add_object(self, start: int, end: int) -> None:
         fields = _JSON_FIELD.findall(self._text, start, end)
@@ -370,7 +429,7 @@ class _Reader:
         content = next((found[key] for key in ("bbox_2d", "bbox", "box_2d", "box") if key in found), "")
         name = _unquoted(found.get("label", ""))
         if self._current is None or self._current.label != name or not self._in_list:
-            self._add_label(_Label(name, start, end))
+            self._add_label(Label(name, start, end))
         assert self._current is not None
         self._add_boxes(self._current, _unquoted(content), start, end)
         if not self._in_list:
@@ -412,7 +471,9 @@ def _words(content: str) -> list[str]:
 
 # ------------------------------------------------------------------------------------ reasoning, then answer
 
-_ANSWER_LINE = re.compile(r"^[ \t>*_#-]*(?:final |the )?answer[ \t*_]*[:：]", re.IGNORECASE | re.MULTILINE)
+ANSWER_MARK = r"[ \t>*_#-]*(?:final |the )?answer[ \t*_]*[:：]"
+"""Pattern of what begins a line with the answer, in any case."""
+_ANSWER_LINE = re.compile(f"^{ANSWER_MARK}", re.IGNORECASE | re.MULTILINE)
 _ANSWER_BLOCK = re.compile(r"<answer>", re.IGNORECASE)
 _ANSWER_INLINE = re.compile(r"\banswer[ \t]*[:：]", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")

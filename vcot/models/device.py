@@ -79,6 +79,18 @@ def compute_dtype(name: DtypeName) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def free_bytes() -> int:
+    """Memory that a model may still take: of the GPU where there is one, else of this machine or container."""
+    if device().type == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+    free = [int(found[1]) << 10] if found else []
+    with suppress(OSError, ValueError):  # of a container under cgroup 2; "max" where it has no limit
+        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+        free.append(limit - used)
+    return min(free)
+
+
 def _driver_library() -> CDLL | None:
     with suppress(OSError):
         return CDLL("libcuda.so.1")

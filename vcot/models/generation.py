@@ -2,16 +2,18 @@
 
     generate(model, batch, Decoding(…), eos_token_ids=…)    per prompt, per draw: tokens and their log-probabilities
     score_continuations(model, batch, continuations)        per prompt, per continuation: log-probabilities
+    reply_logits(model, batch, reply)                       of one prompt: all that a reply was chosen from
 
-Both compute a prompt once and go on from its keys and values, as often as there are draws or continuations. The
+All compute a prompt once and go on from its keys and values, as often as there are draws or continuations. The
 library's generate() would put each prompt through the language model once per draw: it expands the batch first.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
@@ -44,9 +46,24 @@ class Generated(NamedTuple):
     ended: bool
 
 
+class Step(NamedTuple):
+    """The next token of each reply that goes on.
+
+    replies: which they are, prompt by prompt, draw by draw: number of the prompt · samples + number of the draw.
+    ids, logprobs: of each its token, as in `Generated`; its end token, too.
+    top: of each the likeliest tokens with their log-probabilities, the likeliest first; as many as were asked for.
+    """
+
+    replies: list[int]
+    ids: list[int]
+    logprobs: list[float]
+    top: list[list[tuple[int, float]]]
+
+
 def generate(
     model: Any, batch: Mapping[str, Tensor], decoding: Decoding, *, eos_token_ids: Sequence[int],
-    between: Sequence[int] = (),
+    between: Sequence[int] = (), seeds: Sequence[int] | None = None,
+    listener: Callable[[Step], Collection[int]] | None = None, top: int = 0,
 ) -> list[list[Generated]]:  # fmt: skip
     """Continues each prompt, token by token.
 
@@ -63,6 +80,10 @@ def generate(
         between: of a model whose rationale is a turn of its own (`Encoder.between`): what is put behind the end of that
             turn, the first of `eos_token_ids`, before the reply goes on to its next end. It counts among the new
             tokens. A prompt whose last turn has begun with it is already past it.
+        seeds: of each prompt, in the place of the decoding's.
+        listener: is told each token as soon as it is chosen, and returns the replies that are to end with it. Nobody
+            listening costs nothing; a listener waits for the device at each token.
+        top: how many of the likeliest tokens the listener is told each time.
 
     Returns:
         Per prompt its draws, `decoding.samples` of them.
@@ -73,7 +94,9 @@ def generate(
         device, samples = prefix.logits.device, decoding.samples
         noise = None
         if decoding.temperature > 0:
-            noise = torch.from_numpy(np.concatenate([_noise(prompt, decoding) for prompt in prompts])).to(device)
+            each = [replace(decoding, seed=seed) for seed in seeds] if seeds else [decoding] * len(prompts)
+            drawn = [_noise(prompt, own) for prompt, own in zip(prompts, each, strict=True)]
+            noise = torch.from_numpy(np.concatenate(drawn)).to(device)
         rows = torch.arange(len(prompts), device=device).repeat_interleave(samples)
         if samples > 1:
             prefix.select(rows)
@@ -84,6 +107,7 @@ def generate(
         going_on = torch.ones(len(rows), dtype=torch.bool, device=device)  # which of these have not ended
         opens = [bool(between) and _in_rationale(prompt.ids, eos_token_ids[0], between) for prompt in prompts]
         put = torch.tensor(list(between), dtype=torch.long, device=device)
+        stopped: dict[int, int] = {}  # reply → its length, where the listener has ended it
         # Of each reply: 0 in its rationale, n where the n-th token between comes next, more than there are after them.
         turn = torch.tensor([0 if one else len(put) + 1 for one in opens], device=device).repeat_interleave(samples)
         for place in range(decoding.max_new_tokens):
@@ -103,8 +127,16 @@ def generate(
                 ended &= ~(given | closes)
             ids[computed, place] = chosen
             # One step's distribution at a time: those of all steps would be gigabytes.
-            likely = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
-            logprobs[computed, place] = likely.masked_fill(given, 0.0) if between else likely
+            distribution = logits.log_softmax(-1)
+            likely = distribution.gather(1, chosen[:, None])[:, 0]
+            if between:
+                likely = likely.masked_fill(given, 0.0)
+            logprobs[computed, place] = likely
+            if listener is not None:
+                step = _step(computed, chosen, likely, distribution, going_on, top)
+                if enough := {*listener(step)} & {*step.replies}:
+                    stopped |= dict.fromkeys(enough, place + 1)
+                    ended |= torch.tensor([reply in enough for reply in computed.tolist()], device=device)
             going_on &= ~ended
             left = int(going_on.sum())
             if not left:
@@ -112,14 +144,26 @@ def generate(
             if left <= COMPUTED * len(going_on):
                 prefix.select(going_on.nonzero()[:, 0])
                 computed, going_on = computed[going_on], going_on[going_on]
-    replies, made = [], zip(ids[:, : place + 1].tolist(), logprobs[:, : place + 1].tolist(), strict=True)
+    said, made = list[Generated](), zip(ids[:, : place + 1].tolist(), logprobs[:, : place + 1].tolist(), strict=True)
     for number, (row, own) in enumerate(made):
+        row = row[: stopped.get(number)]
         # A row that has ended may be computed for a while; what it says then is cut off, and no other row sees it.
         after = put_there(row, eos_token_ids, between).stop if opens[number // samples] else 0
         end = next((at for at in range(after, len(row)) if row[at] in eos_token_ids), None)
         length = len(row) if end is None else end + 1
-        replies.append(Generated(row[:length], own[:length], end is not None))
-    return [replies[start : start + samples] for start in range(0, len(replies), samples)]
+        said.append(Generated(row[:length], own[:length], end is not None))
+    return [said[start : start + samples] for start in range(0, len(said), samples)]
+
+
+def _step(
+    computed: Tensor, chosen: Tensor, likely: Tensor, distribution: Tensor, going_on: Tensor, top: int
+) -> Step:  # fmt: skip
+    """What a listener is told of the rows that go on."""
+    rows = going_on.nonzero()[:, 0]
+    best = distribution[rows].topk(top)
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    likeliest = [list(zip(ids, values, strict=True)) for ids, values in pairs]
+    return Step(computed[rows].tolist(), chosen[rows].tolist(), likely[rows].tolist(), likeliest)
 
 
 def put_there(ids: Sequence[int], eos_token_ids: Sequence[int], between: Sequence[int]) -> range:
@@ -184,6 +228,24 @@ def score_continuations(
             scores[:, 1:][later] = -functional.cross_entropy(logits.float(), ids[:, 1:][later], reduction="none")
     found = iter([row[: len(each)] for row, each in zip(scores.tolist(), flat, strict=True)])
     return [list(islice(found, len(several))) for several in continuations]
+
+
+def reply_logits(model: Any, batch: Mapping[str, Tensor], reply: Sequence[int]) -> Tensor:
+    """Of one prompt and a reply to it, the logits by which each token of the reply is chosen.
+
+    Args:
+        batch: of that prompt, as in `generate`. reply: token ids, at least one.
+
+    Returns:
+        float32 [tokens, vocabulary], on the CPU.
+    """
+    with _inference(model) as inner:
+        prefix = Prefix(inner, batch, prompts_of(inner, batch))
+        logits = [prefix.logits]
+        if len(reply) > 1:
+            ids = torch.tensor([list(reply[:-1])], device=prefix.logits.device)
+            logits.append(prefix.extend(ids, keep=ids.shape[1])[0].float())
+        return torch.cat(logits).cpu()
 
 
 # --- prompts and what follows them -------------------------------------------------------------------------

@@ -129,6 +129,11 @@ def whole_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
+def context_length(model: Any) -> int:
+    """Tokens that its positions were made for, a prompt and its reply together."""
+    return int(whole_model(model).config.get_text_config().max_position_embeddings)
+
+
 def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 

@@ -32,6 +32,7 @@ Manifest = dict[str, Any]
 RESOURCES: Mapping[str, str] = {
     "ConfigMap": "/api/v1/namespaces/{}/configmaps",
     "CronJob": "/apis/batch/v1/namespaces/{}/cronjobs",
+    "Deployment": "/apis/apps/v1/namespaces/{}/deployments",
     "Event": "/api/v1/namespaces/{}/events",
     "Job": "/apis/batch/v1/namespaces/{}/jobs",
     "JobSet": "/apis/jobset.x-k8s.io/v1alpha2/namespaces/{}/jobsets",

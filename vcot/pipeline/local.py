@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -17,6 +17,7 @@ from string import Template
 from vcot import logging
 from vcot.errors import SettingsError
 from vcot.pipeline.orchestrator import Outcome, Plan, Step
+from vcot.records.shards import DONE
 from vcot.settings import PREFIX, STAGES
 from vcot.stage import die_with_parent
 from vcot.storage import NotFound, Store, join, put_folder
@@ -25,6 +26,8 @@ GRACE = 120.0
 """Seconds that a stage has to save after SIGTERM, as terminationGracePeriodSeconds on a cluster."""
 LOOK = 0.5
 """Seconds that one look at a running stage takes."""
+REHEARSAL = Path(__file__).resolve().parents[2] / "examples" / "rehearsal"
+"""A small base that a checkout brings."""
 #: Stage → its files that are for people.
 PAGES: Mapping[str, tuple[str, ...]] = {
     "convert": ("report.html",),
@@ -180,3 +183,24 @@ def download_pages(stages: Mapping[str, str], folder: Path) -> list[Path]:
                 store.download(join(uri, name), target)
                 found.append(target)
     return found
+
+
+@contextlib.contextmanager
+def newest_model(folder: Path) -> Iterator[str | None]:
+    """The finished train stage of the newest run of make local-train, with the S3 server that has it; None: there is
+    none.
+
+    folder: where runs on this computer lie.
+    """
+    runs = sorted(folder.glob("runs/*/"), key=lambda run: run.stat().st_mtime, reverse=True)
+    try:
+        from tools.s3server import running_s3
+    except ModuleNotFoundError:  # no checkout, so no make local-train
+        runs = []
+    if not runs or not (folder / "s3").is_dir():
+        yield None
+        return
+    with running_s3(folder / "s3", folder / "s3.log") as server:
+        os.environ.update(server.env)
+        stages = (f"s3://vcot/runs/{run.name}/train" for run in runs)
+        yield next((stage for stage in stages if Store().stat(join(stage, DONE)) is not None), None)

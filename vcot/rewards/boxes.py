@@ -15,20 +15,25 @@ from vcot.rewards import reward
 def box_reward(
     rollout: Rollout, sample: Sample, spec: FrameSpec, *, spare: int = 0, synonyms: Synonyms = NO_SYNONYMS
 ) -> float | None:
-    """Soft F1 of the boxes in the reasoning against the evidence; None where nobody annotated any.
+    """Soft F1 of the boxes in the reasoning against the evidence; where nobody annotated any, as of a question that has
+    several ways to its answer, against that of its known reasonings which they come nearest to.
 
-    Nor is there evidence for a question by text alone: there the format asks for no box.
+    None where there is neither, as of a question by text alone: there the format asks for no box.
 
     Where things of several names are the evidence, a box earns nothing for a thing of another name than it bears
     (vcot.answers.Synonyms). Only readable boxes count, and only those before the answer; what cannot be read costs the
     format its reward. For `spare` see soft_f1_with_spare.
     """
-    if sample.evidence is None:
+    known = (
+        [trace for trace in sample.reasoning if trace.boxes] if sample.evidence is None else [Trace(sample.evidence)]
+    )
+    if not known:
         return None
-    said = Trace(parse(split_answer(rollout.text)[0], sample.frame(spec)).trace.mentions)
-    true = Trace(sample.evidence)
-    pairable = synonyms.pairable(said.labels, true.labels)
-    return soft_f1_with_spare(said.boxes, true.boxes, spare=spare, pairable=pairable)
+    said = parse(split_answer(rollout.text)[0], sample.frame(spec)).trace
+    return max(
+        soft_f1_with_spare(said.boxes, true.boxes, spare=spare, pairable=synonyms.pairable(said.labels, true.labels))
+        for true in known
+    )
 
 
 def soft_f1_with_spare(

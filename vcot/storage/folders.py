@@ -13,7 +13,7 @@ import hashlib
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vcot import logging
-from vcot.errors import InputError, TemporaryError
+from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.stage import Bar, stop
 from vcot.storage.local import NotFound, file_digest
 from vcot.storage.store import Store, join
@@ -158,6 +158,22 @@ def fetch_with_digest(store: Store, uri: str, into: Path) -> tuple[Path, str]:
     return folder, folder_digest(store, uri if _local(uri) is None and read_manifest(store, uri) else str(folder))
 
 
+def fetch_files(store: Store, uri: str, files: Mapping[str, str], into: Path) -> Path:
+    """Files of a folder, name → sha256 as the marker of the stage that made them says, and no other.
+
+    Raises InputError: one is not what its marker says.
+    """
+    for name, sha256 in files.items():
+        path = into / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store.download(join(uri, name), path)
+        if (found := file_digest(path)) != sha256:
+            raise InputError(
+                f"{join(uri, name)} is not what train wrote: its digest is {found[:12]}…, it was {sha256[:12]}…"
+            )
+    return into
+
+
 def folder_digest(store: Store, uri: str, only: Callable[[str], bool] = lambda _: True) -> str:
     """One sha256 over the names and contents of the folder's files; of a pushed one, as its manifest has them."""
     whole = hashlib.sha256()
@@ -186,3 +202,51 @@ def put_folder(store: Store, folder: Path, uri: str) -> dict[str, str]:
     for name in names:
         store.upload(folder / name, join(uri, name))
     return {name: file_digest(folder / name) for name in names}
+
+
+def push_folder(store: Store, folder: Path, uri: str, names: Iterable[str]) -> FolderManifest:
+    """Uploads these files of a local folder, the manifest of the whole last; goes on where a push was cut off.
+
+    What the manifest names with the same size and digest, and what lies there in that size, is not sent again. So a
+    push of what was whole once brings back what was lost since.
+
+    Raises:
+        SettingsError: another folder was pushed there; what runs have read is not replaced under them.
+        Interrupted: a stop was asked for; files that are up are kept.
+    """
+
+    def listed(name: str) -> Listed:
+        return Listed(size=(folder / name).stat().st_size, sha256=file_digest(folder / name))
+
+    def write_manifest(whole: bool, files: Mapping[str, Listed]) -> FolderManifest:
+        manifest = FolderManifest(whole=whole, files=dict(sorted(files.items())))
+        store.write(join(uri, MANIFEST), manifest.model_dump_json(indent=1).encode() + b"\n")
+        return manifest
+
+    names = sorted(names)
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        mine = dict(zip(names, pool.map(listed, names), strict=True))
+    there = read_manifest(store, uri) or FolderManifest(whole=False, files={})
+    differing = sorted(name for name in {*there.files, *mine} if there.files.get(name) != mine.get(name))
+    if there.whole and differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise SettingsError(
+            f"{uri} holds another folder ({', '.join(differing[:3])}{more} differ), and runs may have read it; "
+            "push to another place"
+        )
+    stored = {name: store.stat(join(uri, name)) for name in mine if name not in differing}
+    kept = {name: mine[name] for name, entry in stored.items() if entry and entry.size == mine[name].size}
+    if there.whole and kept == mine:
+        logging.get().info("nothing left to do: it is there already", uri=uri, files=len(mine))
+        return there
+    write_manifest(False, kept)
+    with BytesBar("pushing", sum(file.size for name, file in mine.items() if name not in kept)) as bar:
+        for name, file in mine.items():
+            if name in kept:
+                continue
+            stop.raise_if_requested("files that are up are kept")
+            logging.get().info("pushing", file=name, mib=file.size >> 20)
+            store.upload(folder / name, join(uri, name), bar.arrived)
+            kept[name] = file
+            write_manifest(False, kept)
+    return write_manifest(True, mine)

@@ -26,13 +26,14 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from jinja2 import TemplateError
 from PIL import Image
 
 from vcot.errors import InputError
@@ -87,6 +88,13 @@ class Measured(NamedTuple):
     @property
     def patches(self) -> int:
         return sum(math.prod(grid) for grid in self.grids)
+
+
+class Message(NamedTuple):
+    """What somebody says in a conversation: texts and images (upright RGB), in the order in which they are shown."""
+
+    role: Literal["system", "user", "assistant"]
+    parts: tuple[str | Image.Image, ...]
 
 
 class _Template(NamedTuple):
@@ -349,8 +357,6 @@ class Encoder:
             them (Qwen: [patches of all images, channels · frames · patch²]); image_grid_thw: int64 [images, 3].
             Without the last two in text mode, and where no question has an image.
         """
-        import torch
-
         batch: dict[str, Any] = {}
         visual: list[list[int]] = [[] for _ in samples]
         given = [place for place, several in enumerate(images) for _ in several]
@@ -377,12 +383,78 @@ class Encoder:
         if prefixes is not None:
             begun = zip(prompts, prefixes, begin, strict=True)
             prompts = [prompt + self.said(prefix, rationale=rationale) for prompt, prefix, rationale in begun]
+        return self._padded(prompts) | batch
+
+    def conversation(self, messages: Sequence[Message], *, rationale: bool = False) -> dict[str, Any]:
+        """A batch of one: the conversation up to where the assistant's next reply begins. What a Sample can say gets
+        the ids that `prompts` gives it; beyond that, there may be a system message, texts between images, and several
+        messages of one side after another.
+
+        rationale: as one of `rationales` of `prompts`.
+
+        Raises InputError: the chat template does not write such a conversation, or not each text once and as it is.
+        """
+        turns: list[dict[str, Any]] = []
+        texts: list[str] = []
+        images: list[Image.Image] = []
+        for message in messages:
+            content: list[dict[str, str]] = []
+            # An empty text behind the last, so that what follows the last mark is what stands before a reply.
+            for part in (*message.parts, "") if message is messages[-1] else message.parts:
+                if not isinstance(part, str):
+                    images.append(part)
+                    content.append({"type": "image"})
+                elif content and content[-1]["type"] == "text":
+                    texts[-1] += part
+                else:
+                    content.append({"type": "text", "text": f"\ue000text {len(texts)}\ue001"})
+                    texts.append(part)
+            turns.append({"role": message.role, "content": content})
+        try:
+            whole = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise InputError(f"the model's chat template refuses this conversation: {error}") from None
+        marks = [f"\ue000text {number}\ue001" for number in range(len(texts))]
+        places = [whole.find(mark) for mark in marks]
+        *pieces, tail = map(self._control, _split(whole, marks))
+        template = self._template((0,))
+        batch = self.pixels(images) if images else {}
+        counts = [int(grid.prod()) // self.contract.merge_size**2 for grid in batch.get("image_grid_thw", ())]
+        token = self.processor.image_token_id
+        there = sum(piece.count(token) for piece in pieces)
+        if -1 in places or places != sorted(places) or tail != template.tail or there != len(counts):
+            raise InputError(
+                "the model's chat template does not write these messages one after another, each text once and as it is"
+            )
+        ids, visual = list[int](), iter(counts)
+        spoken = [turn["role"] for turn in turns for part in turn["content"] if part["type"] == "text"]
+        for piece, text, role in zip(pieces, texts, spoken, strict=True):
+            ids += [it for each in piece for it in [each] * (next(visual) if each == token else 1)]
+            ids += self._one_turn(text) if role == "assistant" else self._plain(text)
+        return self._padded([ids + (template.rationale if rationale else template.tail)]) | batch
+
+    def joined(self, batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """One batch of the prompts of several, in their order."""
+        import torch
+
+        prompts = [
+            ids[mask.bool()].tolist()
+            for batch in batches
+            for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        ]
+        seen = [batch for batch in batches if "pixel_values" in batch]
+        images = ("pixel_values", "image_grid_thw") if seen else ()
+        return self._padded(prompts) | {name: torch.cat([batch[name] for batch in seen]) for name in images}
+
+    def _padded(self, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
+        import torch
+
         longest = max(map(len, prompts))
         padding = [longest - len(prompt) for prompt in prompts]
-        ids = torch.tensor([[self.pad_token_id] * p + prompt for p, prompt in zip(padding, prompts, strict=True)])
+        ids = torch.tensor([[self.pad_token_id] * p + [*prompt] for p, prompt in zip(padding, prompts, strict=True)])
         mask = torch.tensor([[0] * p + [1] * (longest - p) for p in padding])
         kinds = (ids == self.processor.image_token_id).long()
-        return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds, **batch}
+        return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds}
 
     def pixels(self, images: Sequence[Image.Image]) -> dict[str, Any]:
         """pixel_values and image_grid_thw of upright RGB images, as the family makes them."""
@@ -417,12 +489,16 @@ class Encoder:
         answer."""
         eos = self.eos_token_ids
         kept = next((i for i, token in enumerate(ids) if token in eos), len(ids))
-        text = str(self._tokenizer.decode(list(ids[:kept]), skip_special_tokens=False))
+        text = self.text_of(ids[:kept])
         answer = kept + 1 + len(self.between)
         if not self.between or tuple(ids[kept:answer]) != (eos[0], *self.between):
             return text
         end = next((i for i in range(answer, len(ids)) if ids[i] in eos), len(ids))
-        return f"{text}\n{self._tokenizer.decode(list(ids[answer:end]), skip_special_tokens=False)}"
+        return f"{text}\n{self.text_of(ids[answer:end])}"
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Of these tokens, whatever they are, control tokens among them."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:

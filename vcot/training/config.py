@@ -319,14 +319,15 @@ class GFNOptions(RolloutOptions):
     )  # fmt: skip
     reward_temperature_end: float = setting(1.0, "the same from --reward-temperature-steps on", gt=0)
     reward_temperature_steps: int = setting(50, "steps from the one to the other", unit="steps", gt=0)
-    answer_floor: float = setting(
-        0.01, "the true answer counts as at least so likely, whatever was said before it: what leads nowhere is worth "
-        "a hundredth of what leads there, and the loss is not ruled by how hopeless it is; 0: as likely as it is",
+    reward_floor: float = setting(
+        0.01, "the true answer counts as at least so likely, and boxes as at least so good: what leads nowhere is "
+        "worth a hundredth of what leads there, and the loss is not ruled by how hopeless it is; 0: as they are",
         unit="0..1", ge=0, lt=1,
     )  # fmt: skip
     box_weight: float = setting(
         1.0, "power to which the boxes' soft F1 against the annotated ones stands in the reward, which else is the "
-        "likelihood of rationale and answer alone; 0: boxes as likely as any words", ge=0,
+        "likelihood of rationale and answer alone; 8: one wrong box among five costs most of it; 0: boxes as likely as "
+        "any words", ge=0,
     )  # fmt: skip
     reward_stride: int = setting(
         8, "the answer is scored after every so many tokens of a rationale, and between these its log-likelihood lies "
@@ -339,6 +340,11 @@ class GFNOptions(RolloutOptions):
     subtb_decay: float = setting(
         1.0, "how much less two prefixes of a rationale count in the loss for each token that they are apart: 1: all "
         "alike (sub-trajectory balance); 0: neighbours alone (detailed balance), for very long rationales", ge=0, le=1,
+    )  # fmt: skip
+    across_weight: float = setting(
+        0.0, "weight of the log-variance loss beside that of the prefixes: rationales of a question that are computed "
+        "together (--batch-tokens) are held against each other as wholes, for rationales of hundreds of tokens; 0: "
+        "prefixes of the same rationale alone, as LaCoT", ge=0,
     )  # fmt: skip
     learn_reference: bool = setting(
         True, "learn from the annotated rationale, too, where there is one; of several one by chance"

@@ -2,9 +2,10 @@
 
     questions → rationales (drawn, drawn before, annotated) → rewards of all their prefixes → balance of the prefixes
 
-What is wanted is q(Z | X) ∝ R(Z) = (P(Z | X) · max(P(Y | X, Z), floor) · boxes(Z)^w)^(1/τ), with P that of the model
-as it was when the training began, the same weights with other adapters or none, and Y the true answer. Every prefix of
-a rationale could have been its end, with a reward of its own; `vcot.training.subtb` says what they have in common.
+What is wanted is q(Z | X) ∝ R(Z) = (P(Z | X) · max(P(Y | X, Z), floor) · max(boxes(Z)^w, floor))^(1/τ), with P that of
+the model as it was when the training began, the same weights with other adapters or none, and Y the true answer. Every
+prefix of a rationale could have been its end, with a reward of its own; `vcot.training.subtb` says what they have in
+common.
 
 One pass over a question serves all its rationales, and one over a rationale all its prefixes (vcot.models.branches).
 The likelihood of a prefix and of its end are exact at every token; the answer's is worked out at every
@@ -16,10 +17,11 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ from vcot.training.questions import Curriculum, Questions
 from vcot.training.replay import Replay, Trajectory
 from vcot.training.rounds import Rounds, drawn_here
 from vcot.training.setup import TrainResult, training_arguments
-from vcot.training.subtb import balance_loss, falling, interpolated, residuals, stops
+from vcot.training.subtb import balance_across, balance_loss, falling, interpolated, residuals, stops
 
 Keep = Callable[[int, Sequence[tuple[int, Rollout]], Sequence[Mapping[str, Any]]], None]
 """(step, rationales of all ranks, each with the number of its question; what was logged so far)."""
@@ -54,8 +56,6 @@ LEAST = -1e4
 TOO_SHORT = -99.0
 REFUSED_SHARE = 0.1
 """Of the questions, whose answers may be too long to be explained, before the training stops."""
-NO_BOX = 0.01
-"""What boxes that meet nothing count as in a product."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,7 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Gradients of one step, from all its rationales; the mean of their losses."""
         step = self.state.global_step
-        count, ranks = self.questions_per_step, self.context.ranks
-        chosen = self.curriculum.of_round(step, count * ranks)
-        numbers = chosen[self.context.rank * count : (self.context.rank + 1) * count]
+        numbers = self.curriculum.of_rank(self.context, step, self.questions_per_step)
         asked = {number: self._asked(number, step) for number in numbers}
         self.model.eval()  # no dropout: rewards, draws and what is learned are of one model
         drawn, replayed, texts = self._rationales(numbers, step)
@@ -178,13 +176,13 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
 
     def _judged(self, trajectories: Sequence[Trajectory], asked: Mapping[int, Asked]) -> list[Trajectory]:
         """With their rewards, by the model as it was; what was said several times is judged once."""
-        found = {(one.question, one.ids): one for one in trajectories}
+        found = {one.key: one for one in trajectories}
         for piece in self._pieces(list(found.values())):
             with torch.no_grad(), as_it_was(self.model):
                 scored = self._scored(self.model, piece, asked)
             for row, one in enumerate(piece):
-                found[one.question, one.ids] = self._reward(one, scored, row)
-        return [found[one.question, one.ids] for one in trajectories]
+                found[one.key] = self._reward(one, scored, row)
+        return [found[one.key] for one in trajectories]
 
     def _reward(self, one: Trajectory, scored: Scored, row: int) -> Trajectory:
         length = len(one.ids)
@@ -194,10 +192,9 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         ended = scored.ends[row, : length + 1].double().cpu()
         boxes = [self._pointing(one, stop) for stop in at]
         # What is worked out at the stops alone: the answer's likelihood and how well is pointed.
-        least = math.log(self.options.answer_floor) if self.options.answer_floor else -math.inf
+        least = _log(self.options.reward_floor)
         slow = [
-            max(answer, least)
-            + (0.0 if pointing is None else self.options.box_weight * math.log(max(pointing, NO_BOX)))
+            max(answer, least) + (0.0 if pointing is None else max(self.options.box_weight * _log(pointing), least))
             for answer, pointing in zip(answers, boxes, strict=True)
         ]
         reward = said + ended + torch.tensor(interpolated(slow, at), dtype=torch.float64)
@@ -243,11 +240,11 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
             options.reward_temperature_start, options.reward_temperature_end, step, options.reward_temperature_steps
         )
         (total,) = of_all([sum(weights)], self.args.device)
-        times = Counter((one.question, one.ids) for one in together)  # what was said several times is computed once
+        times = Counter(one.key for one in together)  # what was said several times is computed once
         weight_of = dict.fromkeys(times, 0.0)
         for one, own in zip(together, weights, strict=True):
-            weight_of[one.question, one.ids] += own
-        pieces = self._pieces(list({(one.question, one.ids): one for one in together}.values()))
+            weight_of[one.key] += own
+        pieces = self._pieces({one.key: one for one in together}.values())
         summed = torch.zeros((), device=self.args.device)
         seen = {"kl": 0.0, "entropy": 0.0, "tokens": 0.0, "log_z": 0.0}
         for number, piece in enumerate(pieces):
@@ -258,13 +255,17 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
                 ends = self._ends(scored, lengths)
                 reward = _padded([one.log_reward for one in piece], scored.ends) / temperature
                 along = residuals(reward, scored.tokens, ends)
+                weight = torch.tensor([weight_of[one.key] for one in piece], device=summed.device)
                 each = balance_loss(along, lengths, options.subtb_decay)
-                weight = torch.tensor([weight_of[one.question, one.ids] for one in piece], device=summed.device)
+                if options.across_weight:
+                    asked = torch.tensor([one.question for one in piece], device=summed.device)
+                    whole = along[torch.arange(len(piece), device=summed.device), lengths]
+                    each = each + options.across_weight * balance_across(whole, asked, weight)
+                loss = (each * weight).sum() / max(total, 1.0)
                 # The engine averages gradients over ranks; what is wanted is their sum.
-                loss = (each * weight).sum() * self.context.ranks / max(total, 1.0)
-                self.accelerator.backward(loss)
-            summed += loss.detach() / self.context.ranks
-            counts = torch.tensor([times[one.question, one.ids] for one in piece], device=summed.device)
+                self.accelerator.backward(loss * self.context.ranks)
+            summed += loss.detach()
+            counts = torch.tensor([times[one.key] for one in piece], device=summed.device)
             self._measure(seen, piece, counts, scored, ends.detach(), along.detach(), lengths)
         rationales, *values = of_all([len(together), *seen.values()], self.args.device)
         kl, entropy, tokens, log_z = values
@@ -295,25 +296,26 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         seen["entropy"] += float((scored.entropies.where(there, 0).sum(dim=1) * counts).sum())
         seen["tokens"] += float(((lengths + 1) * counts).sum())
         seen["log_z"] += float((along[rows, lengths] * counts).sum())
-        self._too_seldom |= {
-            (one.question, one.ids): by for one, by in zip(piece, along[rows, lengths].tolist(), strict=True)
-        }
+        self._too_seldom |= {one.key: by for one, by in zip(piece, along[rows, lengths].tolist(), strict=True)}
 
-    def _pieces(self, trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
-        """In order, as many together as --batch-tokens has room for, prompts counted once; one at least."""
-        pieces: list[list[Trajectory]] = []
-        prompts: set[int] = set()
-        longest = 0
-        for one in trajectories:
-            longest = max(longest, len(one.ids) + 1)
-            prompts.add(one.question)
-            tokens = (len(pieces[-1]) + 1 if pieces else 1) * longest + len(prompts) * self.questions.longest
-            if pieces and tokens <= self.config.batch_tokens:
+    def _pieces(self, trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
+        """As many together as --batch-tokens has room for, one at least; those of a question are parted only where
+        there is no room for them alone."""
+        pieces: list[list[Trajectory]] = [[]]
+        for _, several in groupby(sorted(trajectories, key=_question), key=_question):
+            group = list(several)
+            if not self._has_room([*pieces[-1], *group]):
+                pieces.append([])
+            for one in group:
+                if not self._has_room([*pieces[-1], one]):
+                    pieces.append([])
                 pieces[-1].append(one)
-            else:
-                pieces.append([one])
-                prompts, longest = {one.question}, len(one.ids) + 1
-        return pieces
+        return [piece for piece in pieces if piece]
+
+    def _has_room(self, piece: Sequence[Trajectory]) -> bool:
+        """For these together, each prompt counted once."""
+        prompts, longest = {one.question for one in piece}, max(len(one.ids) for one in piece) + 1
+        return len(piece) * longest + len(prompts) * self.questions.longest <= self.config.batch_tokens
 
     def _scored(self, model: Any, piece: Sequence[Trajectory], asked: Mapping[int, Asked] | None) -> Scored:
         """asked: where their answers are to be scored, too."""
@@ -348,7 +350,7 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         own = [
             (one.question, told.model_copy(update={
                 "rewards": {"answer": one.answer, "boxes": one.boxes}, "reward": one.worth,
-                "advantage": self._too_seldom[one.question, one.ids] - means[one.question],
+                "advantage": self._too_seldom[one.key] - means[one.question],
             }))
             for one, told in zip(drawn, texts, strict=True)
         ]  # fmt: skip
@@ -378,6 +380,14 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         if state is not None:
             self.curriculum.state, self.replay.state = state["curriculum"], state["replay"]
             self.asked, self.too_long = state["asked"], state["too_long"]
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value else -math.inf
+
+
+def _question(one: Trajectory) -> int:
+    return one.question
 
 
 def _padded(rows: Sequence[Tensor], like: Tensor) -> Tensor:

@@ -147,9 +147,8 @@ class RewardedTrainer(Checkpointed, GRPOTrainer):  # type: ignore[misc]  # the l
 
     def _of_step(self, step: int, again: int = 0) -> list[int]:
         """Of this rank. again: 1, 2, …: others in their place."""
-        count, ranks, rank = self.questions_per_step, self.context.ranks, self.context.rank
-        chosen = self.curriculum.of_round(step // self.num_iterations, count * ranks, again)
-        return chosen[rank * count : (rank + 1) * count]
+        round_ = step // self.num_iterations
+        return self.curriculum.of_rank(self.context, round_, self.questions_per_step, again)
 
     # --- replies -------------------------------------------------------------------------------------
 

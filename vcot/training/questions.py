@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from vcot.records.rollout import Rollout
 from vcot.tokens import Encoder
 from vcot.tokens.rows import learned_replies, reply_begins
 from vcot.training.data import Item, SFTDataset, images_of
+from vcot.training.engine import RunContext
 
 PREPARED = 32
 """Questions whose images stay as they go into the model, beside what the cache keeps: each reply wants them."""
@@ -47,10 +48,6 @@ class Questions:
         firsts = (ALONE,) if alone else (ALONE, 0)
         asked = {row.sample: number for number, row in reversed(list(enumerate(examples.rows)))
                  if row.split == "train" and row.way == way and row.alternative in firsts}  # fmt: skip
-        self._reasonings: dict[str, list[int]] = {}
-        for place, row in enumerate(examples.rows):
-            if row.sample in asked and row.way == way and row.alternative != ALONE:
-                self._reasonings.setdefault(row.sample, []).append(place)
         if not asked:
             which = "question without reasoning" if alone else "example"
             raise InputError(
@@ -100,6 +97,15 @@ class Questions:
             return item
         rationale = self._encoder.has_rationale(self.way)
         return item | {"ids": item["ids"][: reply_begins(tuple(item["labels"].tolist()), rationale=rationale)]}
+
+    @cached_property
+    def _reasonings(self) -> dict[str, list[int]]:
+        """Sample → rows of its examples that have one."""
+        found: dict[str, list[int]] = {}
+        for place, row in enumerate(self.examples.rows):
+            if row.sample in self._numbers and row.way == self.way and row.alternative != ALONE:
+                found.setdefault(row.sample, []).append(place)
+        return found
 
     def reference(self, number: int, seed: str) -> tuple[int, ...] | None:
         """Ids of an annotated rationale that is a turn of its own, without its end; of several one by chance. None:
@@ -155,6 +161,11 @@ class Curriculum:
             epoch, within = divmod(place, len(self._questions))
             chosen.append(self._of_epoch(epoch, again)[within])
         return chosen
+
+    def of_rank(self, context: RunContext, round_: int, count: int, again: int = 0) -> list[int]:
+        """Its share of a round. count: of each rank."""
+        chosen = self.of_round(round_, count * context.ranks, again)
+        return chosen[context.rank * count : (context.rank + 1) * count]
 
     def _of_epoch(self, epoch: int, again: int) -> Sequence[int]:
         drawn = _order(len(self._questions), f"{self._seed}/{epoch}/{again}")

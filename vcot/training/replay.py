@@ -30,6 +30,11 @@ class Trajectory:
     boxes: float | None = None
 
     @property
+    def key(self) -> tuple[int, tuple[int, ...]]:
+        """Two with the same say the same of the same question."""
+        return self.question, self.ids
+
+    @property
     def worth(self) -> float:
         """log R of the whole rationale."""
         return float(self.log_reward[-1])

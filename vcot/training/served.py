@@ -36,6 +36,7 @@ from vcot.errors import SettingsError, TemporaryError, VcotError
 from vcot.grounding.tags import render
 from vcot.models.decoding import Decoding
 from vcot.models.generation import Generated
+from vcot.records import Sample
 from vcot.stage import stop
 from vcot.tokens import Encoder, is_processor_file, prompt_text
 from vcot.training.publish import save_adapter
@@ -63,7 +64,6 @@ class ServedModel:
     ) -> None:  # fmt: skip
         self.url, self.questions, self.encoder, self.hands_over = url, questions, encoder, hands_over
         self.base, self.adapters = folder / "base", folder / "adapters"
-        self.spec = encoder.contract.frame_spec
         # No environment variable may send the images elsewhere: address and key are given, and no proxy is asked.
         self.client = openai.OpenAI(
             base_url=url, api_key="none", max_retries=retries, timeout=timeout,
@@ -84,19 +84,21 @@ class ServedModel:
         """
         if not self.hands_over:
             return
-        files = [file for file in base.iterdir() if file.is_file() and not is_processor_file(file.name)]
+        own = (file for file in base.iterdir() if file.name == "config.json" or not is_processor_file(file.name))
+        files = [file for file in own if file.is_file()]
         unfinished = self.base.with_name(f".base-{self.run}")
         unfinished.mkdir(parents=True)
         self.encoder.processor.save_pretrained(str(unfinished))
         if self.base.exists():
-            for file in [*unfinished.iterdir(), *files]:
-                if not _same(file, self.base / file.name):
-                    raise SettingsError(
-                        f"--vllm-folder={self.base.parent}: in its base/ lies {file.name} of another base, or with "
-                        "other limits of pixels, and the server may hold it; end the server and remove the folder, or "
-                        "give another one"
-                    )
+            wanted = [*unfinished.iterdir(), *files]
+            other = next((file.name for file in wanted if not _same(file, self.base / file.name)), None)
             shutil.rmtree(unfinished)
+            if other is not None:
+                raise SettingsError(
+                    f"--vllm-folder={self.base.parent}: in its base/ lies {other} of another base, or with other "
+                    "limits of pixels, and the server may hold it; end the server and remove the folder, or give "
+                    "another one"
+                )
             return
         for file in files:
             try:
@@ -182,23 +184,7 @@ class ServedModel:
         return [self._read(choice) for choice in answer["choices"]]
 
     def _messages(self, number: int) -> list[dict[str, Any]]:
-        """The conversation as the Encoder renders it: the images of a turn, then its text."""
-        sample = self.questions.sample(number)
-        images = iter(self.questions.image_bytes(number))
-        frame = sample.frame(self.spec)
-
-        def parts(count: int, text: str) -> list[dict[str, Any]]:
-            urls = [_data_url(data) for _, data in zip(range(count), images, strict=False)]
-            said = [{"type": "text", "text": text}] if text else []
-            return [*({"type": "image_url", "image_url": {"url": url}} for url in urls), *said]
-
-        messages: list[dict[str, Any]] = []
-        for turn in sample.turns:
-            text = render(turn.said, frame)
-            content = text if turn.role == "assistant" else parts(turn.images, text)
-            messages.append({"role": turn.role, "content": content})
-        asked = prompt_text(sample, self.encoder.contract.instruction)
-        return [*messages, {"role": "user", "content": parts(sample.images_asked, asked)}]
+        return conversation(self.questions.sample(number), self.questions.image_bytes(number), self.encoder)
 
     def _same_prompt(self, number: int, ours: list[int], found: Sequence[int] | None) -> None:
         if found is None:
@@ -242,6 +228,25 @@ class ServedModel:
                 f"and see {self.adapters}"
             )
         return TemporaryError(f"{said}; the training goes on from its last checkpoint when the server is there again")
+
+
+def conversation(sample: Sample, data: Sequence[bytes], encoder: Encoder) -> list[dict[str, Any]]:
+    """Messages of OpenAI's interface that ask a question as the Encoder renders it: the images of a turn, then its
+    text. data: bytes of the images; none where it is asked by text alone."""
+    images, frame = iter(data), sample.frame(encoder.contract.frame_spec)
+
+    def parts(count: int, text: str) -> list[dict[str, Any]]:
+        urls = [_data_url(one) for _, one in zip(range(count), images, strict=False)]
+        said = [{"type": "text", "text": text}] if text else []
+        return [*({"type": "image_url", "image_url": {"url": url}} for url in urls), *said]
+
+    messages: list[dict[str, Any]] = []
+    for turn in sample.turns:
+        text = render(turn.said, frame)
+        content = text if turn.role == "assistant" else parts(turn.images, text)
+        messages.append({"role": turn.role, "content": content})
+    asked = prompt_text(sample, encoder.contract.instruction)
+    return [*messages, {"role": "user", "content": parts(sample.images_asked, asked)}]
 
 
 def is_loopback(url: str) -> bool:

@@ -2,6 +2,7 @@
 
     residuals(log_reward, log_tokens, log_ends)     by how many nats each prefix is drawn too seldom, but for a constant
     balance_loss(residuals, lengths)                0 where that is the same for all prefixes of a rationale
+    balance_across(residuals, questions, weights)   0 where it is the same for all whole rationales of a question
 
 A rationale is z_1 … z_n and an end. Every prefix of it, the empty one included, could have been ended there, with the
 reward R(z_1:t end). Its sampler q is right, that is draws each rationale in proportion to its reward, where
@@ -57,6 +58,23 @@ def balance_loss(residuals: Tensor, lengths: Tensor, decay: float = 1.0) -> Tens
     pairs = (there[:, :, None] & there[:, None, :]) * weight
     squared = (residuals[:, None, :] - residuals[:, :, None]) ** 2
     return (squared.where(pairs > 0, 0) * pairs).sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1e-30)
+
+
+def balance_across(residuals: Tensor, questions: Tensor, weights: Tensor) -> Tensor:
+    """Squared distances from the mean over the rationales of the same question (the log-variance loss, VarGrad; Richter
+    et al., arXiv 2010.10436): what a whole rationale is drawn too seldom by, beside the others, in one difference and
+    not along hundreds of its prefixes.
+
+    Args:
+        residuals: [R], of whole rationales. questions: int64 [R], which each is about. weights: [R], in that mean.
+
+    Returns:
+        [R].
+    """
+    among = (questions[:, None] == questions[None, :]) * weights.to(residuals)  # [R, R]
+    # A mean without gradient: with these weights what it would bring adds up to nothing.
+    mean = among @ residuals.detach() / among.sum(dim=1).clamp(min=1e-30)
+    return (residuals - mean) ** 2
 
 
 def stops(length: int, stride: int) -> list[int]:
