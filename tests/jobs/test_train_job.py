@@ -320,7 +320,7 @@ def test_rewards_go_on_with_the_model_beside_the_examples(
 
 SAMPLING = {
     "method": "gfn", "tune": "lora", "num_generations": "3", "questions_per_step": "2", "max_completion_length": "24",
-    "batch_tokens": "800", "max_steps": "3", "save_steps": "1", "reward_floor": "1e-6",
+    "batch_tokens": "800", "max_steps": "3", "save_steps": "1", "reward_floor": "1e-30",
 }  # fmt: skip
 
 
