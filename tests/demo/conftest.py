@@ -35,7 +35,8 @@ new MutationObserver((changes) => {
 """
 
 
-@pytest.fixture(scope="session")
+# Of a module and no longer: its event loop runs in this thread, where other tests want one of their own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     binary = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if binary is None:
