@@ -73,8 +73,8 @@ def rows(report: Mapping[str, Any]) -> dict[str, str]:
     found["distinct of all draws"] = both("distinct", diversity["figures"]["distinct"])
     for each in selection["by_samples"]:
         for name, figure in each["accuracy"].items():
-            if name != "greedy" or each["samples"] == 1:
-                found[f"right, {name} of {each['samples']}"] = both("answer_accuracy", figure)
+            if name != "greedy" or each["draws"] == 1:
+                found[f"right, {name} of {each['draws']:.0f}"] = both("answer_accuracy", figure)
     return found
 
 
