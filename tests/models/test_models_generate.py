@@ -129,6 +129,25 @@ def test_a_draw_ends_at_its_own_end_token_and_not_with_the_batch(model: Any, toy
     assert len(cut[0].ids) <= 3
 
 
+@pytest.mark.parametrize("temperature", [0.0, 4.0])
+def test_no_reply_holds_a_token_that_stands_for_an_image(model: Any, toy_encoder: Any, temperature: float) -> None:
+    """The model reads one as an image of which there are no pixels, and the next pass over the reply fails."""
+    image, video = toy_encoder.processor.image_token_id, toy_encoder.processor.video_token_id
+
+    def likely(_module: Any, _inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        return logits.index_fill(-1, torch.tensor([image, video]), 50.0)
+
+    batch = prompts(toy_encoder, [1, 2])
+    hook = model.get_output_embeddings().register_forward_hook(likely)
+    try:
+        replies = say(model, toy_encoder, batch, Decoding(12, temperature, samples=4 if temperature else 1))
+    finally:
+        hook.remove()
+    assert not {image, video} & {token for draws in replies for draw in draws for token in draw.ids}
+    # How likely the model finds what it says is not bent by what it may not say.
+    assert all(value < -20 for draws in replies for draw in draws for value in draw.logprobs)
+
+
 # --- somebody listens ----------------------------------------------------------------------------------
 
 

@@ -33,6 +33,8 @@ def test_a_training_draws_from_the_adapters_that_it_learns(toy_base: Path, toy_e
     assert len(set(server.loaded)) == 3, "a version each"
     assert (server.held, list((tmp_path / "vllm" / "adapters").iterdir())) == ({}, []), "none is left behind"
     assert {body["n"] for body in server.asked} == {4}
+    image = str(toy_encoder.processor.image_token_id)
+    assert all(body["logit_bias"] == {image: -100} for body in server.asked), "none that stands for an image"
 
 
 def test_the_base_is_laid_with_the_trainings_own_limits_of_pixels(

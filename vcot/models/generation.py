@@ -68,7 +68,8 @@ def generate(
     """Continues each prompt, token by token.
 
     Whatever the base's generation_config.json asks for, no repetition penalty (it punishes digits that were used
-    before, and so bends coordinates), and tokens are drawn from the whole distribution.
+    before, and so bends coordinates), and tokens are drawn from the whole distribution, but for those that stand for
+    an image or a video: a model that reads a reply with one of them looks for the image that belongs to it.
 
     The first draws of many are those that fewer would have been. A draw is the same in any batch as far as the model
     computes the same there: rounding differs a little with padding and number of rows, most so in bfloat16.
@@ -101,6 +102,7 @@ def generate(
         if samples > 1:
             prefix.select(rows)
         logits, ends = prefix.logits, torch.tensor(list(eos_token_ids), device=device)
+        never = torch.tensor(placeholders(inner.config), device=device)
         ids = torch.zeros(len(rows), decoding.max_new_tokens, dtype=torch.long, device=device)
         logprobs = torch.zeros(ids.shape, device=device)
         computed = torch.arange(len(rows), device=device)  # which replies the rows of the batch are
@@ -113,10 +115,11 @@ def generate(
         for place in range(decoding.max_new_tokens):
             if place:
                 logits = prefix.extend(ids[computed, place - 1, None])[:, -1].float()
+            sayable = logits.index_fill(1, never, -torch.inf)
             if noise is None:
-                chosen = logits.argmax(-1)
+                chosen = sayable.argmax(-1)
             else:
-                chosen = _drawn(logits / decoding.temperature, noise[computed, place])
+                chosen = _drawn(sayable / decoding.temperature, noise[computed, place])
             ended = torch.isin(chosen, ends)
             if between:
                 at = turn[computed]
@@ -164,6 +167,12 @@ def _step(
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     likeliest = [list(zip(ids, values, strict=True)) for ids, values in pairs]
     return Step(computed[rows].tolist(), chosen[rows].tolist(), likely[rows].tolist(), likeliest)
+
+
+def placeholders(config: Any) -> list[int]:
+    """Tokens in whose place a model of this configuration reads images or videos."""
+    names = ("image_token_id", "video_token_id")
+    return [token for name in names if (token := getattr(config, name, None)) is not None]
 
 
 def put_there(ids: Sequence[int], eos_token_ids: Sequence[int], between: Sequence[int]) -> range:

@@ -174,6 +174,8 @@ class ServedModel:
             "model": self.name, "messages": messages, "n": decoding.samples,
             "temperature": decoding.temperature, "top_p": 1.0, "max_completion_tokens": decoding.max_new_tokens,
             "logprobs": True, "seed": (decoding.seed * 1_000_003 + number) % 2**31,
+            # Added to its logit: else a model may draw it, and the next pass would look for the image.
+            "logit_bias": {str(self.encoder.processor.image_token_id): -100},
         }  # fmt: skip
         own = {"top_k": -1, "repetition_penalty": 1.0, "skip_special_tokens": False, "return_token_ids": True}
         try:
