@@ -27,6 +27,7 @@ LORA: dict[str, Any] = {"tune": "lora"}
 TWICE = {"gradient_checkpointing": "on"}
 SMALL = {"rows": 4, "text": 240, "learned": 100, "grid": (16, 16)}
 LARGE = {"rows": 12, "text": 240, "learned": 100, "grid": (16, 16)}
+NO_IMAGES = {"rows": 24, "text": 304, "learned": 100}
 
 CONFIGURATIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     *(
@@ -41,6 +42,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (LORA | {"dtype": "float32", "packing": "on"}, LARGE),
     (LORA | {"dtype": "float32", "gradient_accumulation_steps": 2}, LARGE),
     ({"tune": "qlora", "dtype": "bfloat16"}, LARGE),
+    *((tune | {"dtype": dtype} | TWICE, NO_IMAGES) for tune in (LORA, FULL) for dtype in ("float32", "bfloat16")),
 ]
 
 

@@ -146,7 +146,7 @@ class Memory:
         before = gradients if config.gradient_accumulation_steps > 1 else 0
         moments = (
             before + (0 if seen else run.seeing(load)),  # the vision tower looks
-            before + kept + seen + max(logits, working),  # the last layer's backward pass begins
+            before + kept + seen + max(logits, working - run.last_norm(load)),  # the last layer's backward pass begins
             max(before, gradients * run.late) + seen + working,  # the first layer's
             gradients,  # the optimiser's step
         )
@@ -227,7 +227,7 @@ class _Activations:
     def kept(self, load: Load, checkpointing: bool) -> float:
         """Of the language model, from its first layer to the head."""
         text, full = self.shapes.text, self.config.tune == "full"
-        found = load.tokens * text.hidden * 4 * (1 + full) + load.learned * text.hidden * self.e  # the last norm
+        found = self.last_norm(load)
         if checkpointing:
             return found + text.layers * load.tokens * self._residual(vision=False) * text.hidden
         found += text.layers * self._of_layer(text, load.tokens)
@@ -238,6 +238,11 @@ class _Activations:
         if self.e == 2 and full:
             found += 2 * self.shapes.embeddings  # the head in bfloat16, as in _casts
         return found
+
+    def last_norm(self, load: Load) -> float:
+        """What it keeps, and the head behind it: gone when the last layer's backward pass begins."""
+        h = self.shapes.text.hidden
+        return load.tokens * h * 4 * (1 + (self.config.tune == "full")) + load.learned * h * self.e
 
     def kept_of_vision(self, load: Load, checkpointing: bool) -> float:
         """Of the vision tower and what is behind it, where they learn."""
@@ -327,7 +332,7 @@ class _Activations:
         text = self.shapes.text
         h, m, full = text.hidden, text.inner, self.config.tune == "full"
         if full:
-            a_token = 2 * self.e * (m + 2 * h)
+            a_token = 2 * self.e * m + 4 * h
         elif self.e == 4:
             a_token = 4 * m + 16 * h if self._drops else 8 * m + 4 * h
         elif self._drops:
@@ -338,7 +343,11 @@ class _Activations:
         if self.config.tune == "qlora" and self.where == "cuda":
             found += 2 * h * m  # the weight itself, for a moment in 16 bits
         if checkpointing:
-            found += self._of_layer(text, load.tokens) + load.tokens * 8 * h * (self.e == 2)
+            found += self._of_layer(text, load.tokens)
+            if self._residual(vision=False) == 4:  # the first norm's input is what was kept
+                found -= load.tokens * 4 * h
+            elif self.e == 2:
+                found += load.tokens * 8 * h
         return found
 
     @property
