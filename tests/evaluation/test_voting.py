@@ -175,7 +175,7 @@ def test_lacot_without_counts_says_so_and_is_not_worked_out_unless_asked_for() -
     assert select(question).chosen.keys() == {"majority", "cisc", "best_of_n", "marginal"}
     found = select(question, measures=MEASURES)
     assert found.missing == {"lacot": "the tokens of rationales and answers were not counted"}
-    (point, _) = by_samples([question], measures=MEASURES)
+    (_, point) = by_samples([question], measures=MEASURES)
     assert point.missing["lacot"].startswith("1 of 1 questions: the tokens of rationales")
     assert point.scoring is None
 
@@ -198,7 +198,8 @@ def test_scoring_shares_what_lacot_computes_anew() -> None:
     assert scoring(question, 1) == (Scoring(2, 112), Scoring(1, 112))
     assert scoring(question, 3) == (Scoring(6, 100 + 30 + 2 * 5), Scoring(4, 4 * 100 + 2 * 30 + 2 * 5))
     points = by_samples([question, question], [1, 3])
-    assert [point.scoring for point in points] == [Scoring(4, 224), Scoring(12, 280)]
+    assert [point.scoring for point in points] == [Scoring(8, 2 * (112 + 123)), Scoring(12, 280)]
+    assert scoring(question, 1, first=2) == (Scoring(2, 123), Scoring(1, 123))
 
 
 def test_accuracy_at_equal_cost_by_hand() -> None:
@@ -211,12 +212,13 @@ def test_accuracy_at_equal_cost_by_hand() -> None:
         greedy=draw("c", tokens=45, right=True),
     )
     points = by_samples([first, second])
-    assert [(p.limit, p.draws, p.tokens, p.greedy_tokens) for p in points] == [
-        (1, 2, 50, 60), (2, 4, 75, 60), (3, 6, 110, 60)
+    assert [(p.limit, p.sets, p.draws, p.tokens, p.greedy_tokens) for p in points] == [
+        (1, 3, 6, 110, 180), (2, 1, 4, 75, 60), (3, 1, 6, 110, 60)
     ]  # fmt: skip
-    assert [p.right["majority"] for p in points] == [(False, True), (False, True), (True, False)]
-    assert [p.right["oracle"] for p in points] == [(False, True), (True, True), (True, True)]
-    assert [p.right["greedy"] for p in points] == [(False, True)] * 3
+    one_by_one = (False, True, True, False, True, False)
+    assert [p.right["majority"] for p in points] == [one_by_one, (False, True), (True, False)]
+    assert [p.right["oracle"] for p in points] == [one_by_one, (True, True), (True, True)]
+    assert [p.right["greedy"] for p in points] == [(False, True) * 3, *[(False, True)] * 2]
     points = by_budget([first, second], [5, 30, 59, 60])
     assert [(p.draws, p.tokens) for p in points] == [(0, 0), (2, 30), (5, 80), (6, 110)]
     assert [p.right["majority"] for p in points] == [(False, False), (False, False), (False, False), (True, False)]
@@ -232,6 +234,27 @@ def test_the_first_n_draws_are_judged_by_themselves() -> None:
     assert [each["best_of_n"] for each in found] == [0, 0, 2, 2, 2]
     assert [each["marginal"] for each in found] == [0, 0, 2, 2, 2]
     assert select(Question(draws), 9).chosen == select(Question(draws)).chosen
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b", "c", None]), min_size=2, max_size=12),
+    st.integers(1, 5),
+    st.randoms(use_true_random=False),
+)
+def test_a_set_of_draws_is_judged_as_if_there_were_no_others(said: list[Any], n: int, dice: Any) -> None:
+    draws = [Draw(answer, answer == "a", 10, [-dice.random()] * 10, 7) for answer in said]
+    groups = clusters(draws)
+    table = [None if d.answer is None else [-9 * dice.random() for _ in groups] for d in draws]
+    first = dice.randrange(len(draws))
+    taken = range(len(draws))[first:][:n]
+    columns = dict.fromkeys(c for i in taken for c, group in enumerate(groups) if i in group)
+    rows = [None if (row := table[i]) is None else [row[c] for c in columns] for i in taken]
+    alone = Question([draws[i] for i in taken], answer_logprobs=rows, answer_tokens=[2] * len(columns))
+    question = Question(draws, answer_logprobs=table, answer_tokens=[2] * len(groups))
+    among, by_itself = select(question, n, first=first, measures=MEASURES), select(alone, measures=MEASURES)
+    assert among.agreement == by_itself.agreement
+    assert {name: number - first for name, number in among.chosen.items()} == by_itself.chosen
+    assert scoring(question, n, first=first) == scoring(alone, n)
 
 
 def test_tables_that_do_not_fit_are_refused() -> None:

@@ -308,9 +308,13 @@ def measure_by(
 
 
 def _images(samples: Sequence[Sequence[Score | None]]) -> NDArray[np.int64]:
-    """For each sample the number of its image: 0, 1, … as they first occur. A sample without one has its own."""
+    """For each sample the number of its image: 0, 1, … as they first occur. A sample without one has its own, however
+    often it is there."""
     numbers: dict[str | int, int] = {}
-    keys = (next((s.image for s in row if s and s.image), place) for place, row in enumerate(samples))
+    keys = (
+        next((s.image for s in row if s and s.image), None) or next((s.sample for s in row if s), place)
+        for place, row in enumerate(samples)
+    )
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 

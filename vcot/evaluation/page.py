@@ -438,7 +438,7 @@ def _of_ways(ways: Sequence[Mapping[str, Any]]) -> Table:
 def _of_selection(way: Mapping[str, Any]) -> Table:
     """Right answers of each way of choosing, by the number of replies, and at equal budgets of tokens."""
     made = Table(
-        title=f"{way['way']}: answers right among the first replies, and among those that fit into as many tokens; "
+        title=f"{way['way']}: answers right by number of replies, and of those that fit into as many tokens; "
         "in brackets the 95 % interval",
         title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
     )  # fmt: skip

@@ -102,16 +102,18 @@ def selection(
 
 def _point(rows: Sequence[Sample], point: Point, why: Mapping[str, str], seed: int) -> dict[str, Any]:
     """One point of the curves: accuracy and paired difference from greedy of each measure, and what it cost."""
+    judged = [*rows] * point.sets
     verdicts: dict[str, list[Score]] = {
-        name: [_verdict(sample, right) for sample, right in zip(rows, point.right[name], strict=True)]
+        name: [_verdict(sample, right) for sample, right in zip(judged, point.right[name], strict=True)]
         for name in MEASURES
         if name in point.right
     }
     pairs = [(name, "greedy") for name in verdicts if name != "greedy"] if "greedy" in verdicts else []
     measured, of = measure(verdicts, pairs, seed=seed), "answer_accuracy"
-    count = len(rows)
+    count = len(judged)
     return {
         "limit": point.limit,
+        "sets": point.sets,
         "draws": round(point.draws / count, 4),
         "tokens": round(point.tokens / count, 2),
         "greedy_tokens": None if point.greedy_tokens is None else round(point.greedy_tokens / count, 2),

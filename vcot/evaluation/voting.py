@@ -125,9 +125,11 @@ def _same(one: Answer, other: Answer, choices: Sequence[str] | None) -> bool:
 
 
 def select(
-    question: Question, n: int | None = None, *, temperature: float = 1.0, measures: Collection[str] = USUAL
-) -> Selection:
-    """The choice of each method among the first n draws (None: all). Of equals, the one that was drawn first wins.
+    question: Question, n: int | None = None, *, first: int = 0, temperature: float = 1.0,
+    measures: Collection[str] = USUAL,
+) -> Selection:  # fmt: skip
+    """The choice of each method among n draws from number `first` (None: all). Of equals, the one that was drawn first
+    wins.
 
     measures: which methods to work out; the majority always is.
     temperature: of the softmax over mean log-probabilities by which `cisc` weighs; low trusts the likeliest draws
@@ -135,12 +137,11 @@ def select(
     """
     if temperature <= 0 or n == 0:
         raise ValueError(f"a temperature above 0 and a draw to choose are needed; got {temperature} and n={n}")
-    n = len(question.draws) if n is None else min(n, len(question.draws))
-    every = clusters(question.draws, question.choices)
-    seen = {column: drawn for column, whole in enumerate(every) if (drawn := [i for i in whole if i < n])}
+    taken = range(len(question.draws))[first:][:n]
+    every, seen = _answers(question, taken)
     if not seen:
-        return Selection({method: 0 for method in METHODS if method in measures or method == "majority"}, {}, 0.0)
-    draws, groups = question.draws[:n], list(seen.values())
+        return Selection({method: first for method in METHODS if method in measures or method == "majority"}, {}, 0.0)
+    draws, groups = question.draws, list(seen.values())
     counts = [float(len(group)) for group in groups]
     chosen: dict[Method, int] = {"majority": groups[_first_best(counts)][0]}
     missing: dict[Method, str] = {}
@@ -154,9 +155,9 @@ def select(
         chosen["cisc"] = groups[_first_best([math.fsum(weights[i] for i in group) for group in groups])][0]
         chosen["best_of_n"] = min(means, key=lambda i: (-means[i], i))
 
-    scored = {i: row for i, row in enumerate((question.answer_logprobs or ())[:n]) if row is not None}
-    if any(len(row) != len(every) for row in scored.values()):
-        raise ValueError(f"answer_logprobs has one column for each cluster, which are {len(every)}")
+    scored = _scored(question, taken)
+    if any(len(row) != every for row in scored.values()):
+        raise ValueError(f"answer_logprobs has one column for each cluster, which are {every}")
     table = [[row[column] for column in seen] for row in scored.values()]
     if not scored:
         missing |= dict.fromkeys(SCORED, "no answer was scored after the rationale of another reply")
@@ -174,8 +175,22 @@ def select(
     return Selection(
         {method: draw for method, draw in chosen.items() if method in measures or method == "majority"},
         {method: why for method, why in missing.items() if method in measures},
-        max(counts) / n,
+        max(counts) / len(taken),
     )
+
+
+def _answers(question: Question, taken: range) -> tuple[int, dict[int, list[int]]]:
+    """How many clusters there are; and of those that these draws are in, by number, which of them, in the order in
+    which they first occur."""
+    every = clusters(question.draws, question.choices)
+    drawn = [(column, [i for i in group if i in taken]) for column, group in enumerate(every)]
+    return len(every), dict(sorted((one for one in drawn if one[1]), key=lambda one: one[1]))
+
+
+def _scored(question: Question, taken: range) -> dict[int, Sequence[float]]:
+    """Of those of these draws after whose rationale answers were scored, their row of `answer_logprobs`."""
+    table = question.answer_logprobs or [None] * len(question.draws)
+    return {i: row for i in taken if (row := table[i]) is not None}
 
 
 def _token_counts(question: Question, rows: Collection[int]) -> tuple[list[int], Sequence[int]] | None:
@@ -243,23 +258,20 @@ class Scoring:
         return Scoring(self.passes + other.passes, self.tokens + other.tokens)
 
 
-def scoring(question: Question, n: int) -> tuple[Scoring, Scoring] | None:
-    """To score the answers of the first n draws as it is done here, and as LaCoT's code does it; None where their
-    tokens were not counted.
+def scoring(question: Question, n: int, *, first: int = 0) -> tuple[Scoring, Scoring] | None:
+    """To score the answers of n draws from number `first` as it is done here, and as LaCoT's code does it; None where
+    their tokens were not counted.
 
     Here the question is computed once, then each rationale once, then each distinct answer after each of them. LaCoT
     computes the question, a rationale and an answer anew for each of the N x N pairs. Replies without an answer are in
     neither.
     """
-    rows = [i for i, row in enumerate((question.answer_logprobs or ())[:n]) if row is not None]
+    taken = range(len(question.draws))[first:][:n]
+    rows = [*_scored(question, taken)]
     if not rows or (counts := _token_counts(question, rows)) is None:
         return None
     (rationales, answers), pairs = counts, len(rows) ** 2
-    drawn = {
-        column: len(several)
-        for column, group in enumerate(clusters(question.draws, question.choices))
-        if (several := [i for i in group if i < n])
-    }
+    drawn = {column: len(several) for column, several in _answers(question, taken)[1].items()}
     shared = question.prompt_tokens + sum(rationales) + len(rows) * sum(answers[column] for column in drawn)
     anew = pairs * question.prompt_tokens + len(rows) * (
         sum(rationales) + sum(many * answers[column] for column, many in drawn.items())
@@ -273,16 +285,18 @@ class Point:
 
     Attributes:
         limit: draws per question, or the budget of tokens per question.
-        draws: taken, of all questions.
-        tokens: generated for them, of all questions; `greedy` has its own, in `greedy_tokens`. That answers are
-            scored, for the marginal, generates nothing and is not in it.
-        right: measure → for each question whether it is right, so that intervals can be made and pairs compared.
+        sets: how many times each question was judged, by other draws each time.
+        draws: taken, of all sets of all questions, as in what follows.
+        tokens: generated for them; `greedy` has its own, in `greedy_tokens`. That answers are scored, for the marginal,
+            generates nothing and is not in it.
+        right: measure → whether it is right, of each question by the first set, then by the second, …, so that
+            intervals can be made and pairs compared.
         missing: measure → why it is not in `right`; what is missing for one question is left out for all.
-        scoring, published: what `scoring` says, of all questions; None where no answer was scored or tokens were not
-            counted.
+        scoring, published: what `scoring` says; None where no answer was scored or tokens were not counted.
     """
 
     limit: int
+    sets: int
     draws: int
     tokens: int
     greedy_tokens: int | None
@@ -301,13 +315,20 @@ def by_samples(
     questions: Sequence[Question], sizes: Sequence[int] | None = None, *, temperature: float = 1.0,
     measures: Collection[str] = USUAL,
 ) -> list[Point]:  # fmt: skip
-    """At N draws per question, for each N of `sizes`: 1, 2, 4, … and all, unless they are given."""
+    """At N draws per question, for each N of `sizes`: 1, 2, 4, … and all, unless they are given.
+
+    Of more draws than N no set of N is better than another, so a question is judged by each of as many sets as there
+    are without one draw in two of them: what N are worth is known better so than by the first N alone.
+    """
     most = max((len(question.draws) for question in questions), default=0)
-    return [
-        _point(questions, [min(n, len(q.draws)) for q in questions], n, None, temperature, measures)
-        for n in (sizes_up_to(most) if sizes is None else sizes)
-        if n > 0
-    ]
+    fewest = min((len(question.draws) for question in questions), default=0)
+    points = []
+    for n in sizes_up_to(most) if sizes is None else sizes:
+        if n > 0:
+            sets = max(1, fewest // n)
+            taken = [(q, range(len(q.draws))[k * n :][:n]) for k in range(sets) for q in questions]
+            points.append(_point(taken, sets, n, None, temperature, measures))
+    return points
 
 
 def by_budget(
@@ -318,45 +339,51 @@ def by_budget(
 
     A question whose first draw (for greedy: its reply) is longer than the budget counts as wrong.
     """
-    spent = [list(accumulate(draw.tokens for draw in question.draws)) for question in questions]
+    spent = [(question, list(accumulate(draw.tokens for draw in question.draws))) for question in questions]
     return [
-        _point(questions, [bisect_right(each, budget) for each in spent], budget, budget, temperature, measures)
+        _point([(q, range(bisect_right(each, budget))) for q, each in spent], 1, budget, budget, temperature, measures)
         for budget in budgets
     ]
 
 
 def _point(
-    questions: Sequence[Question], taken: Sequence[int], limit: int, budget: int | None, temperature: float,
+    taken: Sequence[tuple[Question, range]], sets: int, limit: int, budget: int | None, temperature: float,
     measures: Collection[str],
 ) -> Point:  # fmt: skip
+    """taken: of each question, as often as there are sets, the numbers of the draws that it is judged by."""
     right: dict[Measure, tuple[bool, ...]] = {}
     missing: dict[Measure, str] = {}
+    questions = [question for question, _ in taken]
     chosen = [
-        select(q, n, temperature=temperature, measures=measures) if n else None
-        for q, n in zip(questions, taken, strict=True)
+        select(q, len(which), first=which.start, temperature=temperature, measures=measures) if which else None
+        for q, which in taken
     ]
+    drawn = [[q.draws[i] for i in which] for q, which in taken]
     for method in (method for method in METHODS if method in measures):
         if without := [each.missing[method] for each in chosen if each and method in each.missing]:
-            missing[method] = f"{len(without)} of {len(questions)} questions: {without[0]}"
+            of = "questions" if sets == 1 else "sets of draws"
+            missing[method] = f"{len(without)} of {len(questions)} {of}: {without[0]}"
         else:
             right[method] = tuple(
                 each is not None and q.draws[each.chosen[method]].right
                 for q, each in zip(questions, chosen, strict=True)
             )
     if "oracle" in measures:
-        right["oracle"] = tuple(any(d.right for d in q.draws[:n]) for q, n in zip(questions, taken, strict=True))
+        right["oracle"] = tuple(any(draw.right for draw in each) for each in drawn)
     greedy = [question.greedy for question in questions if question.greedy is not None]
     if len(greedy) < len(questions):
         missing["greedy"] = f"{len(questions) - len(greedy)} of {len(questions)} questions have no greedy reply"
     elif "greedy" in measures:
         right["greedy"] = tuple(one.right and (budget is None or one.tokens <= budget) for one in greedy)
-    spent = sum(draw.tokens for q, n in zip(questions, taken, strict=True) for draw in q.draws[:n])
+    spent = sum(draw.tokens for each in drawn for draw in each)
     its_own = None if len(greedy) < len(questions) else sum(one.tokens for one in greedy)
     costs = [
-        scoring(q, n) for q, n in zip(questions, taken, strict=True) if any(d.answer is not None for d in q.draws[:n])
+        scoring(q, len(which), first=which.start)
+        for (q, which), each in zip(taken, drawn, strict=True)
+        if any(draw.answer is not None for draw in each)
     ]
     known = [cost for cost in costs if cost is not None]
     shared = published = None
     if known and len(known) == len(costs):
         shared, published = (sum(each, Scoring(0, 0)) for each in zip(*known, strict=True))
-    return Point(limit, sum(taken), spent, its_own, right, missing, shared, published)
+    return Point(limit, sets, sum(map(len, drawn)), spent, its_own, right, missing, shared, published)
