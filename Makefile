@@ -201,7 +201,7 @@ BASE ?= $(if $(wildcard $(EXAMPLE)/config.json),$(EXAMPLE),examples/rehearsal)
 local-train: $(VENV) settings-are-known ## convert, distill, tokenize, train and evaluate on this computer, with MinIO
 	@$(PY) -m jobs.pipeline --where local --run-id '$(RUN_ID)' --example '$(EXAMPLE)' --base '$(BASE)'
 
-# Of an overlay the base is where its settings say, unless BASE names a folder here; of that only config.json is needed.
+# Of an overlay the base is where its settings say, unless BASE names a folder here; with ROWS its config.json is enough.
 plan: $(VENV) settings-are-known ## what a run will take before it starts: make plan [EXAMPLE= BASE=], or OVERLAY=k8s/overlays/gpu; GPU= GPUS= PRICE= ROWS= CALIBRATE=1
 	@$(PY) -m jobs.pipeline --plan --run-id '$(RUN_ID)' \
 		$(if $(filter command,$(firstword $(origin OVERLAY))),--overlay '$(OVERLAY)' $(if $(filter command,$(firstword $(origin BASE))),--base '$(BASE)'),--example '$(EXAMPLE)' --base '$(BASE)') \

@@ -23,7 +23,7 @@ from tests.training.test_estimate import SEVEN_B
 from tests.training.toy import *  # noqa: F403  (fixtures: toy_base, toy_encoder)
 from tests.training.toy import examples, tokenized
 from vcot.errors import InputError, SettingsError
-from vcot.pipeline.estimate import Estimate, estimate, settings_folders
+from vcot.pipeline.estimate import Estimate, _of_pool, estimate, settings_folders
 from vcot.pipeline.estimate_options import EstimateOptions
 from vcot.pipeline.estimate_table import in_words, show
 from vcot.pipeline.local import gather_variables
@@ -176,6 +176,41 @@ def test_methods_that_learn_from_their_own_replies_say_how_far_they_may_be_off(t
     assert train.gpu_hours.high > 3 * train.gpu_hours.low
 
 
+def test_an_evaluation_is_planned_by_the_replies_that_it_asks_for(toy_base: Path, tmp_path: Path) -> None:
+    def replies(learn: str = "ground", **evaluate: Any) -> float:
+        every = settings(toy_base, tmp_path)
+        given = every["tokenize"].model_dump(exclude_unset=True)
+        every["tokenize"] = TokenizeSettings.of(given | {"learn": learn})
+        every["evaluate"] = EvaluateSettings.of({"run_uri": str(tmp_path), "conditions": "real"} | evaluate)
+        return estimate(every, options()).stages["evaluate"].stored.expected / 600 / 50
+
+    asked = {"base": 1, "native": 1, "subject": 1}
+    assert replies() == pytest.approx(sum(asked.values()))
+    assert replies(native_form="as-tuned") == pytest.approx(2)
+    assert replies(ask_base=False) == pytest.approx(1)
+    # 16 more of the subject, about the real images; in each way that was learned, the base in its own form in one.
+    assert replies(native_form="as-tuned", conditions="real,blank", samples=16) == pytest.approx(2 * 2 + 16)
+    assert replies(learn="direct,ground") == pytest.approx(2 * 2 + 1)
+    assert replies(learn="direct,ground", ask="ground") == pytest.approx(3)
+
+
+def test_a_measured_speed_is_that_of_updates_and_replies_are_written_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speed = {"tokens_per_second": 5000.0}
+    monkeypatch.setattr("vcot.pipeline.estimate._calibrated", lambda *_: speed)
+    found, _ = large(tmp_path, {"calibrate": True}, method="grpo", tune="lora", max_steps=100)
+    train = found.stages["train"]
+    assert train.tokens is not None
+    assert train.gpu_hours is not None
+    updates = train.tokens.expected / speed["tokens_per_second"] / 3600
+    assert train.gpu_hours.expected > 1.5 * updates
+    on_cpu, _ = large(tmp_path, {"calibrate": True, "gpu": "cpu"}, method="grpo", tune="lora", max_steps=100)
+    hours = on_cpu.stages["train"].gpu_hours
+    assert hours is not None
+    assert updates < hours.expected < train.gpu_hours.expected
+
+
 def test_a_teacher_that_is_paid_is_in_the_plan(toy_base: Path, tmp_path: Path) -> None:
     every = settings(toy_base, tmp_path)
     every["distill"] = DistillSettings.of(
@@ -215,6 +250,22 @@ def test_an_overlay_has_the_settings_and_the_gpu_that_it_asks_for(tmp_path: Path
     assert (found.gpu, found.checkpointing) == ("l4-24gb", True)
     with pytest.raises(SettingsError, match="not an overlay"):
         settings_folders(SETTINGS, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("kind", "gpu"),
+    [("h100", "h100-80gb"), ("nvidia-tesla-a100", "a100-40gb"), ("nvidia-a100-80gb", "a100-80gb"), ("t4", None)],
+)
+def test_the_gpu_of_a_pool_is_told_by_its_label(tmp_path: Path, kind: str, gpu: str | None) -> None:
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "kustomization.yaml").write_text("components: [pool]\n")
+    pool = f"karpenter.k8s.aws/instance-gpu-name: {kind}\n"
+    (tmp_path / "pool" / "kustomization.yaml").write_text(pool)
+    if gpu is not None:
+        assert _of_pool(tmp_path) == gpu
+        return
+    with pytest.raises(SettingsError, match=r"its node pool asks for t4, which is none of l4-24gb, .*say with --gpu"):
+        _of_pool(tmp_path)
 
 
 def test_the_tables_stand_in_a_hundred_columns(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ import yaml
 from vcot.distill.costs import PICO, prompt_tokens, read_prices
 from vcot.distill.strategies import STRATEGIES
 from vcot.errors import InputError, SettingsError
+from vcot.evaluation.config import WAYS, Model, Way
 from vcot.models.shapes import Shapes
 from vcot.pipeline.estimate_options import DEFAULT_GPU, EstimateOptions
 from vcot.pipeline.rows import ASSUMED, WRITTEN, WRITTEN_FROM, Data, Range, Typical, data_of, finished, places
@@ -136,7 +137,9 @@ def estimate(settings: Mapping[str, Any], options: EstimateOptions) -> Estimate:
     speed = calibrated.get("tokens_per_second")
     price = options.gpu_hour_usd
     stages["train"] = _train(train, data, work, shapes, gpu, price, twice=twice, tokens_per_second=speed)
-    stages["evaluate"] = _evaluate(settings["evaluate"], train, data, work, shapes, gpu, price)
+    stages["evaluate"] = _evaluate(
+        settings["evaluate"], settings["tokenize"].learn, train, data, work, shapes, gpu, price
+    )  # fmt: skip
     return Estimate(
         data.basis, stages, name, options.gpus, gpu.bytes, memory, work.load, twice, sharded,
         _grounds(data, settings, name, shapes), calibrated, measured_of(settings, stages, memory),
@@ -165,8 +168,16 @@ def _of_pool(overlay: Path) -> str | None:
         path = overlay / one / "kustomization.yaml"
         said = path.read_text() if path.exists() else ""
         if kind := re.search(r"(?:gke-accelerator|instance-gpu-name):\s*(?:nvidia-)?([\w-]+)", said):
-            plain = kind[1].replace("-", "").removesuffix("gb")
-            return next((name for name in GPUS if name.replace("-", "").startswith(plain)), None)
+            plain = kind[1].removeprefix("tesla-").replace("-", "").removesuffix("gb")
+            found = [name for name in GPUS if name.replace("-", "").startswith(plain)]
+            # Of several cards of a name the SXM one, as in GPUS; a100 alone is that of 40 GB.
+            found = [name for name in found if "pcie" not in name or "pcie" in plain]
+            if not found:
+                raise SettingsError(
+                    f"--overlay={overlay}: its node pool asks for {kind[1]}, which is none of {', '.join(GPUS)}; say "
+                    "with --gpu which of these comes nearest, and with --gpu-memory-gib what it holds"
+                )
+            return found[0]
     return None
 
 
@@ -272,7 +283,6 @@ class _Work:
     validation_tokens: float
     evaluations: float
     merge: int
-    epochs: float
 
     @classmethod
     def of(cls, config: Any, data: Data, shapes: Shapes, gpus: int) -> _Work:
@@ -297,7 +307,7 @@ class _Work:
             steps=steps, tokens=data.count(plan.real * scale * epochs), slots=data.count(plan.slots * scale * epochs),
             load=Load(*(max(getattr(one, name) for one in loads) for name in ("tokens", "patches", "learned"))),
             validation_tokens=held * scale, evaluations=steps.expected / config.eval_steps + 1 if held else 0,
-            merge=shapes.merge, epochs=epochs,
+            merge=shapes.merge,
         )  # fmt: skip
 
     @classmethod
@@ -319,9 +329,7 @@ class _Work:
         patches = max(row.patches for row in train)
         at_once = max(1, config.batch_tokens // max(1, int(prompt + longest)))
         load = Load(at_once * (prompt + longest), at_once * patches, at_once * longest)
-        return cls(
-            Range.exactly(steps), all_tokens, all_tokens, load, 0.0, 0.0, shapes.merge, steps / max(questions, 1)
-        )
+        return cls(Range.exactly(steps), all_tokens, all_tokens, load, 0.0, 0.0, shapes.merge)
 
 
 def _expanded(data: Data) -> tuple[list[Row], float]:
@@ -363,13 +371,14 @@ def _train(
     flops = work.tokens * a_token
     computed = work.slots * ((found.total + found.again * twice) / tokens)
     computed += Range.exactly(work.validation_tokens * work.evaluations * a_token / 3)
-    options = METHODS[config.method].options
-    if issubclass(options, RolloutOptions):
-        computed += work.tokens * (2 * found.again / tokens)  # drawn, and judged by the model as it was
+    draws = issubclass(METHODS[config.method].options, RolloutOptions)
+    forward = 2 * found.again / tokens if draws else 0.0  # drawn, and judged by the model as it was
+    computed += work.tokens * forward
     hours = Range(*(one / 3600 for one in _seconds(computed, gpu)))
-    if tokens_per_second:
-        hours = work.slots * (1 / tokens_per_second / 3600)
-    elif issubclass(options, RolloutOptions):
+    if tokens_per_second:  # of an update
+        update = (found.total + found.again * twice) / tokens
+        hours = work.slots * ((1 + forward / update) / tokens_per_second / 3600)
+    if draws and not math.isnan(gpu.bandwidth):
         replies = work.steps.expected * config.questions_per_step * config.num_generations
         hours += _decoding(config, shapes, gpu, replies / config.generation_batch_size, config.max_completion_length)
     known = not math.isnan(hours.expected)
@@ -406,12 +415,19 @@ def _visual_share(data: Data, shapes: Shapes) -> float:
 
 
 def _evaluate(
-    settings: Any, train: Any, data: Data, work: _Work, shapes: Shapes, gpu: GPU, price: float | None
+    settings: Any, learned: Sequence[str], train: Any, data: Data, work: _Work, shapes: Shapes, gpu: GPU,
+    price: float | None,
 ) -> StageEstimate:  # fmt: skip
+    """learned: ways that the examples are made in (tokenize --learn)."""
     questions = min(data.held_out, settings.max_samples or data.held_out)
-    ways = max(1, len(settings.ask) or 1)
-    models = 1 + 2 * settings.ask_base  # the base is asked in both forms
-    times = len(settings.conditions) * ways * models * settings.samples
+    from vcot.evaluation.runner import units
+
+    ways: list[Way] = [way for way in WAYS if way in (settings.ask or learned)] or ["ground"]
+    base: list[Model] = ["base"] if settings.native_form == "as-tuned" else ["base", "native"]
+    models: list[Model] = [*(base if settings.ask_base else ()), "subject"]
+    draws = settings.samples if settings.samples > 1 else 0
+    asked = units(1, models, ways, settings.conditions, 1, draws, settings.probe)
+    times = sum(unit.draws or 1 for unit in asked)
     found, tokens = flops_of(shapes, train, data.examples, data.learned)
     mean = tokens / len(data.examples[:COUNTED])
     longest = settings.max_new_tokens
@@ -500,10 +516,12 @@ def measured_of(
     train = stages["train"]
     if train.steps is not None:
         found.append(Measured("train", "steps", train.steps.expected, trained.metadata.losses.steps))
-    if train.tokens is not None:
+    whole = spent.get("from_step") == 0  # else a process that was killed has the rest
+    if train.tokens is not None and whole:
         found.append(Measured("train", "tokens", train.tokens.expected, spent["tokens"]))
-    if train.gpu_hours is not None:
-        found.append(Measured("train", "hours", train.gpu_hours.expected, spent["seconds"] / 3600))
+    if train.gpu_hours is not None and whole:
+        hours = spent["seconds"] / 3600 * trained.metadata.ranks
+        found.append(Measured("train", "hours", train.gpu_hours.expected, hours))
     if "peak_gpu_memory_mib" in spent:
         found.append(Measured("train", "peak bytes", memory.peak, spent["peak_gpu_memory_mib"] << 20))
     return tuple(found)
@@ -529,7 +547,7 @@ def _grounds(data: Data, settings: Mapping[str, Any], gpu: str, shapes: Shapes) 
             "None of ours is measured on a GPU yet; --calibrate measures yours"
         )
     else:
-        found.append("hours on a CPU: with --calibrate alone")
+        found.append("hours on a CPU: with --calibrate alone, and without the writing of replies")
     train = settings["train"]
     if issubclass(METHODS[train.method].options, RolloutOptions):
         tokens = train.generation_batch_size * (train.max_completion_length + data.mean_tokens)

@@ -76,10 +76,6 @@ class Range:
     def __add__(self, other: Range) -> Range:
         return Range(self.low + other.low, self.expected + other.expected, self.high + other.high)
 
-    def __truediv__(self, other: Range) -> Range:
-        """The least where this is least and the other most."""
-        return Range(self.low / other.high, self.expected / other.expected, self.high / other.low)
-
 
 @dataclass(frozen=True)
 class Data:

@@ -17,7 +17,7 @@ twice, no padding, no dequantisation, and the head where something is learned.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
 from vcot.models.shapes import Shapes, Tower
@@ -74,9 +74,6 @@ class Flops:
     def total(self) -> float:
         """What is needed: without what is computed twice."""
         return float(sum(asdict(self).values())) - self.again
-
-    def times(self, factor: float) -> Flops:
-        return Flops(**{field.name: getattr(self, field.name) * factor for field in fields(self)})
 
 
 def step_flops(

@@ -108,6 +108,7 @@ def write_failure(folder: Folder, details: Mapping[str, Any]) -> None:
 def spent(result: TrainResult) -> dict[str, Any]:
     """Time and memory of this process; a run that was killed has others that are not counted."""
     found = {
+        "from_step": result.from_step,
         "seconds": round(result.seconds, 1),
         "tokens": result.tokens,
         "tokens_per_second": round(result.tokens / result.seconds) if result.seconds else None,

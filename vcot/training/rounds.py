@@ -95,6 +95,7 @@ class Rounds:
             "batches_per_step": arguments.gradient_accumulation_steps * context.ranks,
         }  # fmt: skip
         state = self.state
+        result.from_step = state.global_step
         if self.over:
             assert self.checkpoint is not None
             load_trained(self.model, self.checkpoint)

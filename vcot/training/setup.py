@@ -29,13 +29,14 @@ from vcot.training.parameters import freeze
 
 @dataclass
 class TrainResult:
-    """What came out. history: the library's log of losses. tokens and seconds: since this process began, with all its
-    ranks."""
+    """What came out. history: the library's log of losses. from_step: that this process went on from. tokens and
+    seconds: since then, with all its ranks."""
 
     model: Any
     compute: torch.dtype
     history: list[dict[str, Any]]
     parameters: int
+    from_step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     metadata: dict[str, Any] = field(default_factory=dict)

@@ -84,6 +84,7 @@ def fine_tune(
         if in_shards(model):
             checkpoints.group, checkpoints.first_of_pod = distributed.new_group(backend="gloo"), context.first_of_pod
         result = TrainResult(model, compute, [], sum(p.numel() for p in trained(model).values()))
+        result.from_step = state.global_step
         result.metadata = {
             "train_samples": plan.samples["train"],
             "validation_samples": plan.samples["validation"],
