@@ -36,7 +36,7 @@ from vcot import logging
 from vcot.models.branches import as_it_was
 from vcot.models.decoding import Decoding
 from vcot.models.device import use_device
-from vcot.models.generation import _drawn, _noise, generate, prompts_of
+from vcot.models.generation import _drawn, _noise, generate, placeholders, prompts_of
 from vcot.models.loading import attach_lora, load_base, whole_model
 from vcot.stage import Bar
 from vcot.storage import Store
@@ -92,11 +92,13 @@ class Step:
 
     @contextmanager
     def endless(self) -> Iterator[None]:
-        """No rationale ends before it has its length."""
+        """No rationale ends before it has its length; nor does one say a token that stands for an image, as `generate`
+        has it."""
+        unsaid = [*self.encoder.eos_token_ids, *placeholders(whole_model(self.model).config)]
 
         def never(_: Any, __: Any, logits: torch.Tensor) -> torch.Tensor:
             kept = logits.clone()
-            kept[..., list(self.encoder.eos_token_ids)] = -1e9
+            kept[..., unsaid] = -1e9
             return kept
 
         hook = whole_model(self.model).lm_head.register_forward_hook(never)

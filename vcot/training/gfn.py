@@ -202,8 +202,9 @@ class GFNTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         if length < self.options.min_rationale_length:
             reward[length] += TOO_SHORT
         reward = reward.nan_to_num(nan=LEAST, neginf=LEAST).clamp(min=LEAST).float()
+        end = 0.0 if length >= self._limit else float(ended[-1])  # as in _ends
         return replace(
-            one, log_reward=reward, log_likely=float(said[-1] + ended[-1]), answer=math.exp(min(answers[-1], 0.0)),
+            one, log_reward=reward, log_likely=float(said[-1]) + end, answer=math.exp(min(answers[-1], 0.0)),
             boxes=boxes[-1],
         )  # fmt: skip
 
