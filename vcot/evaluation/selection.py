@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vcot.evaluation.calibration import calibration
 from vcot.evaluation.config import Way
-from vcot.evaluation.metrics import measure
+from vcot.evaluation.metrics import Figure, measure
 from vcot.evaluation.rationales import UNSCORED
 from vcot.evaluation.voting import SCORED, USUAL, Draw, Measure, Point, Question, Scoring, by_budget, by_samples, select
 from vcot.grounding.tags import split_answer
@@ -111,14 +111,18 @@ def _point(rows: Sequence[Sample], point: Point, why: Mapping[str, str], seed: i
     pairs = [(name, "greedy") for name in verdicts if name != "greedy"] if "greedy" in verdicts else []
     measured, of = measure(verdicts, pairs, seed=seed), "answer_accuracy"
     count = len(judged)
+
+    def figure(found: Figure) -> dict[str, Any]:  # of questions, however often each was judged
+        return replace(found, rows=found.rows // point.sets, count=found.count / point.sets).to_dict()
+
     return {
         "limit": point.limit,
         "sets": point.sets,
         "draws": round(point.draws / count, 4),
         "tokens": round(point.tokens / count, 2),
         "greedy_tokens": None if point.greedy_tokens is None else round(point.greedy_tokens / count, 2),
-        "accuracy": {name: figures[of].to_dict() for name, figures in measured.figures.items()},
-        "difference": {name: measured.differences[name, "greedy"][of].to_dict() for name, _ in pairs},
+        "accuracy": {name: figure(figures[of]) for name, figures in measured.figures.items()},
+        "difference": {name: figure(measured.differences[name, "greedy"][of]) for name, _ in pairs},
         "missing": {name: why.get(name, said) for name, said in point.missing.items()},
         "cost": _costs(point, [*verdicts], count),
     }
