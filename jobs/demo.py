@@ -21,6 +21,8 @@ from vcot.settings import CommaSeparated, Declared, Group, setting
 from vcot.stage import die_with_parent, launch, stop
 
 if TYPE_CHECKING:
+    from vcot.demo.model import ServedModel
+    from vcot.evaluation.config import Way
     from vcot.evaluation.endpoint import EndpointForm
     from vcot.records import Contract
 
@@ -56,7 +58,7 @@ class DemoSettings(Declared):
     max_pixels: int = setting(50_000_000, "size of an image that is decoded, at most", unit="pixels", gt=0)
     max_new_tokens: int = setting(512, "longest reply", unit="tokens", ge=1)
     temperature: float = setting(0.7, "of replies where several are asked for; a single one is greedy", gt=0)
-    timeout: float = setting(60.0, "until the model's server must have sent its next token", unit="seconds", gt=0)
+    timeout: float = setting(180.0, "until the model's server must have sent its next token", unit="seconds", gt=0)
     keep_uri: str | None = setting(None, "where images and replies are kept; default: nowhere")
     local_folder: Path = setting(Path(".local"), "where runs on this computer lie")
     contract_uri: str | None = setting(
@@ -90,34 +92,45 @@ class DemoSettings(Declared):
 
 
 def run(settings: DemoSettings) -> None:
+    from vcot.demo.model import ServedModel
     from vcot.distill.endpoint import address_and_name
     from vcot.evaluation.subjects import is_endpoint
     from vcot.pipeline.local import REHEARSAL, newest_model
 
-    form = _declared(settings)
+    form, learned = _declared(settings)
     with contextlib.ExitStack() as within:
         subject = settings.subject or within.enter_context(newest_model(settings.local_folder)) or str(REHEARSAL)
         server = None
         if not is_endpoint(subject):
             subject, server = within.enter_context(_served_here(subject))
-        asyncio.run(_serve(settings, *address_and_name(subject), form, server))
+        address, name = address_and_name(subject)
+        model = ServedModel(
+            address, name, form, learned=learned, max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature, timeout=settings.timeout, at_once=settings.concurrency,
+        )  # fmt: skip
+        asyncio.run(_serve(settings, model, server))
 
 
-def _declared(settings: DemoSettings) -> EndpointForm | None:
-    """Raises SettingsError: what is said of the model's form does not fit. InputError: there is no contract."""
+def _declared(settings: DemoSettings) -> tuple[EndpointForm | None, tuple[Way, ...] | None]:
+    """How the model writes boxes, and the ways in which it was tuned.
+
+    Raises SettingsError: what is said of it does not fit. InputError: there is no contract.
+    """
     from vcot.evaluation.endpoint import EndpointForm, declared_form
 
     words = (settings.native_form, settings.subject_frame, settings.subject_dialect)
     if settings.contract_uri is not None:
         if any(words):
             raise SettingsError("--contract-uri says all of it: leave out --native-form, --subject-frame and -dialect")
-        return EndpointForm.tuned(_contract(settings.contract_uri))
+        contract = _contract(settings.contract_uri)
+        return EndpointForm.tuned(contract), contract.ways
     if not any(words):
-        return None
-    return declared_form(
+        return None, None
+    form = declared_form(
         family=settings.native_form, frame=settings.subject_frame, dialect=settings.subject_dialect,
         min_pixels=settings.subject_min_pixels, max_pixels=settings.subject_max_pixels,
     )  # fmt: skip
+    return form, None
 
 
 def _contract(uri: str) -> Contract:
@@ -132,19 +145,12 @@ def _contract(uri: str) -> Contract:
         raise InputError(f"--contract-uri={uri}: there is no contract.json as train writes it") from None
 
 
-async def _serve(
-    settings: DemoSettings, address: str, name: str, form: EndpointForm | None, server: Server | None
-) -> None:  # fmt: skip
+async def _serve(settings: DemoSettings, model: ServedModel, server: Server | None) -> None:
     from aiohttp import web
 
     from vcot.demo.examples import drawn, photographs
-    from vcot.demo.model import ServedModel
     from vcot.demo.server import Limits, Page
 
-    model = ServedModel(
-        address, name, form, max_new_tokens=settings.max_new_tokens, temperature=settings.temperature,
-        timeout=settings.timeout, at_once=settings.concurrency,
-    )  # fmt: skip
     limits = Limits(int(settings.max_image_mib * (1 << 20)), settings.max_pixels, settings.concurrency)
     examples = [*drawn(), *photographs(ROOT / "examples" / "blood-cells")]
     page = Page(

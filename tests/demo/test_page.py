@@ -262,6 +262,24 @@ def test_stop_ends_the_model_at_once_and_keeps_what_was_said(visitor):
         assert drawn(page) == BOXES
 
 
+def test_asking_again_takes_the_place_of_what_is_being_said_and_can_be_stopped(visitor):
+    with Served(ENDLESS) as served:
+        page = visitor().open(served.url)
+        for asked in (1, 2):
+            page.focus("#question")
+            page.keyboard.press("Enter")
+            while len(served.endpoint.asked) < asked:
+                time.sleep(0.02)
+            until(page, "document.querySelector('.reasoning')?.textContent.length > 20")
+        assert (page.is_visible("#stop"), page.inner_text("#status")) == (True, "Asked.")
+        assert page.is_disabled("#blank")
+        page.keyboard.press("Escape")
+        ended(page)
+        assert (page.locator(".reply").count(), page.inner_text(".note")) == (1, "Stopped.")
+        until(page, "!document.querySelector('#blank').disabled")
+        assert len(served.endpoint.asked) == 2
+
+
 def test_two_tabs_ask_at_once_and_the_one_that_waits_is_told(visitor):
     with Served(lambda asked: SLOW if "first" in asked.words else QUICK, at_once=1) as served:
         visit = visitor()
@@ -352,6 +370,19 @@ def test_a_model_that_is_still_loading_is_waited_for(visitor):
         page.wait_for_selector("body[data-server=ready]")
         assert page.inner_text("#notice") == ""
         assert page.locator("#ways .unlearned").all_inner_texts() == ["reason", "direct"]
+
+
+def test_the_way_that_it_has_learned_is_offered_once_that_is_known(visitor):
+    told = TOLD | {"contract": TOLD["contract"] | {"ways": ["direct"]}}
+    with scripted_endpoint(lambda _: QUICK, vcot=told) as endpoint, running_page(endpoint) as running:
+        endpoint.down = True
+        page = visitor().context.new_page()
+        page.goto(running.url)
+        page.wait_for_selector("body[data-server=loading]")
+        endpoint.down = False
+        page.wait_for_selector("body[data-server=ready]")
+        checked = "[...document.querySelectorAll('#ways :checked')].map((input) => input.value).join()"
+        assert page.evaluate(checked) == "direct"
 
 
 # --- for everybody

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import struct
 import time
 import zlib
@@ -16,6 +17,8 @@ import pytest
 
 from tests.demo.serving import FRAME, SIZE, TOLD, png, run, running_page
 from tests.fakes.streaming import DISCS, Asked, Said, scripted_endpoint
+from vcot.demo.model import KEPT
+from vcot.demo.queue import Queue
 from vcot.evaluation.endpoint import declared_form
 from vcot.grounding import parse
 
@@ -216,9 +219,43 @@ def test_more_than_it_can_hold_are_told_to_come_again(monkeypatch):
             return await asyncio.gather(one(), one(), one())
 
         assert sorted(within(three)) == [200, 200, 503]
-        monkeypatch.setattr("vcot.demo.server.MOST_HELD", -1)
-        assert refused(page.url)[0] == 503
+        monkeypatch.setattr("vcot.demo.server.MOST_ASKED", 3)
+        monkeypatch.setattr("vcot.demo.server.MOST_HELD", 2 * math.prod(SIZE))
+        assert sorted(within(three)) == [200, 200, 503]
         assert (page.page._asked, page.page._held) == (0, 0)
+
+
+def test_who_leaves_the_queue_as_its_turn_comes_leaves_it_in_order():
+    """Cancelled, but not resumed yet, when a place is free."""
+
+    async def scene() -> tuple[int, int, list[str]]:
+        queue, ends = Queue(1), list[str]()
+
+        async def wait(name: str) -> None:
+            try:
+                async with queue.place(lambda _: None):
+                    ends.append(f"{name} wrote")
+            except asyncio.CancelledError:
+                ends.append(f"{name} left")
+                raise
+
+        async with queue.place(lambda _: None):
+            first, second = (asyncio.create_task(wait(name)) for name in ("first", "second"))
+            await asyncio.sleep(0)
+            first.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+        return queue.under_way, queue.waiting, sorted(ends)
+
+    assert run(scene()) == (0, 0, ["first left", "second wrote"])
+
+
+def test_images_that_are_asked_about_are_not_all_remembered():
+    with scripted_endpoint(lambda _: QUICK, vcot=TOLD) as endpoint, running_page(endpoint) as page:
+        for side in range(20):
+            assert of("done", asked(page.url, image=png((40 + side, 30))))
+        packed = page.page.model._packer._packed
+        assert len(packed) == KEPT
+        assert not any(hasattr(held, "pixels") for held in packed)
 
 
 def huge_png(width: int, height: int) -> bytes:

@@ -11,6 +11,7 @@ shown enlarged in a second turn) and `pace`; at last `done`, with all of it as `
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vcot.distill.crops import ImagePacker
-from vcot.distill.endpoint import Endpoint, as_dict, body_of
+from vcot.distill.endpoint import Endpoint, Unanswered, as_dict, body_of
 from vcot.errors import InputError
 from vcot.evaluation.config import Way
 from vcot.evaluation.endpoint import FLAGS, EndpointForm
@@ -45,6 +46,8 @@ WAYS: Mapping[Way, str] = {
 
 MOST_PIXELS_SENT = 4_000_000
 """Of an image whose size nobody has declared. A photograph of 50 megapixels would be 100 MB as a PNG."""
+
+KEPT = 16  # images as they are sent, for other replies about them
 
 
 @dataclass(frozen=True)
@@ -94,22 +97,22 @@ class _Said:
 
 
 class ServedModel:
-    """form: how it writes boxes, where that is declared; None: as its server tells it (`vcot` in /v1/models), which is
-    asked for when it is first needed.
+    """form: how it writes boxes, and learned: ways in which it was tuned, where that is declared; None: as its server
+    tells it (`vcot` in /v1/models), which is asked for when it is first needed, and when the server was gone.
 
     For one event loop. Methods that ask raise distill.endpoint.Unanswered.
     """
 
     def __init__(
-        self, address: str, name: str, form: EndpointForm | None, *, max_new_tokens: int, temperature: float,
-        timeout: float, at_once: int,
+        self, address: str, name: str, form: EndpointForm | None, *, learned: tuple[Way, ...] | None = None,
+        max_new_tokens: int, temperature: float, timeout: float, at_once: int,
     ) -> None:  # fmt: skip
-        self.name, self.form = name, form
-        self.learned: tuple[Way, ...] | None = None  # in which it was tuned; None: nobody says
+        self.name = name
+        self.form, self.learned = self._declared = form, learned
         self.card: dict[str, Any] = {}
         self.connected = False
         self._endpoint = Endpoint(at_once=at_once, timeout=timeout, address=address, flags=FLAGS)
-        self._packer = ImagePacker(Store())
+        self._packer = ImagePacker(Store(), KEPT)
         self._decoding = Decoding(max_new_tokens)
         self._drawn = Decoding(max_new_tokens, temperature)
 
@@ -124,12 +127,13 @@ class ServedModel:
             names = ", ".join(str(one.get("id")) for one in listed[:10])
             raise InputError(f"{self._endpoint.address} serves no model {self.name}; it serves {names}")
         told = as_dict((found or {}).get("vcot"))
+        self.form, self.learned = self._declared
         if "contract" in told:
             try:
                 contract = Contract.model_validate(told["contract"])
             except ValidationError as error:
                 raise InputError(f"{self._endpoint.address}: the contract of {self.name} is none: {error}") from None
-            self.learned = contract.ways
+            self.learned = self.learned or contract.ways
             self.form = self.form or EndpointForm.tuned(contract)
         if self.form is None:
             raise InputError(
@@ -153,7 +157,7 @@ class ServedModel:
         assert self.form is not None
         sample, seen = _sample(asked), asked.image.pixels
         if asked.blank:
-            seen = images.blank(*seen.size)
+            seen = await asyncio.to_thread(images.blank, *seen.size)
         form, frame = self.form, sample.frame(self.form.frame)
         prompt = Prompt(sample, (seen,), form.own.below(sample, way), form.frame, dialect=form.own.dialect)
         said = _Said(time.monotonic())
@@ -161,7 +165,10 @@ class ServedModel:
         async for event in self._turn(prompt, frame, draw, said, answering=way == "direct"):
             yield event
         completion = said.completion(self.name)
-        if way == "look-again" and (again := look_again(prompt, completion.text, form.own, frame)) is not None:
+        again = None
+        if way == "look-again":
+            again = await asyncio.to_thread(look_again, prompt, completion.text, form.own, frame)
+        if again is not None:
             box = parse(completion.text, frame).boxes[0]
             yield {"on": "look", "box": viscot_crop(box, frame.width, frame.height).as_list()}
             second = _Said(time.monotonic())
@@ -177,6 +184,7 @@ class ServedModel:
         """answering: all of it is the answer."""
         assert self.form is not None
         request = self.form.request(prompt, self.name, self._decoding if draw is None else self._drawn)
+        await asyncio.to_thread(request.key)  # digests of images are made in it, once
         if draw is not None:
             noise = hashlib.sha256(f"{draw} {request.key()}".encode()).digest()
             request = replace(request, options={**request.options, "seed": int.from_bytes(noise[:4]) >> 1})
@@ -200,6 +208,9 @@ class ServedModel:
                 for event in stream.feed(delta.text):
                     yield _told(event)
                 yield {"on": "pace", **said.pace()}
+        except Unanswered:
+            self.connected = False
+            raise
         finally:
             await chunks.aclose()
         for event in stream.finish()[0]:

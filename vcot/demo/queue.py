@@ -46,7 +46,7 @@ class Queue:
         except asyncio.CancelledError:
             if mine.done() and not mine.cancelled():  # its turn had just come
                 self.under_way -= 1
-            else:
+            elif (mine, told) in self._waiting:  # else it was passed over as cancelled
                 self._waiting.remove((mine, told))
             self._move_up()
             raise

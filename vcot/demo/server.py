@@ -19,8 +19,8 @@ import hashlib
 import ipaddress
 import json
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -37,7 +37,7 @@ from vcot.distill.endpoint import Unanswered
 from vcot.errors import VcotError
 from vcot.evaluation.config import Way
 from vcot.storage import Store, images, join
-from vcot.storage.images import ImageError, Reason
+from vcot.storage.images import DecodedImage, ImageError, Reason
 
 MOST_REPLIES = 12  # to one question
 MOST_WAITING = 100  # replies in the queue
@@ -45,7 +45,7 @@ MOST_ASKED = 40  # questions at a time, with their files in memory
 MOST_HELD = 300_000_000  # pixels of their images, decoded; 0.9 GB
 LONGEST_QUESTION = 4_000  # characters
 UPLOAD_TIME = 120.0  # seconds
-DECODED_AT_ONCE = 2  # images; each may take 150 MB
+DECODED_AT_ONCE = 2  # images; each may take 350 MB meanwhile
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -110,6 +110,7 @@ class Page:
         self._connecting = asyncio.Lock()
         self._not_ready = ""
         self._asked = self._held = 0  # questions under way, and the pixels of their images
+        self._keeping: set[asyncio.Task[None]] = set()
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard], handler_args={"max_field_size": 16384})
@@ -120,6 +121,7 @@ class Page:
         app.router.add_get("/health", self._health)
         app.router.add_post("/ask", self._ask)
         app.on_response_prepare.append(_with_headers)
+        app.on_cleanup.append(self._kept)
         return app
 
     # --- who is answered
@@ -222,31 +224,40 @@ class Page:
             raise Refused(503, "The model is not there yet, or its server is down. Try again in a moment.")
         if self.queue.waiting + samples * len(asked_ways) > MOST_WAITING:
             raise _busy()
-        async with self._decoding:
-            if self._held > MOST_HELD:
-                raise _busy()
-            try:
-                image = await asyncio.to_thread(
-                    images.decode, data, "upload", max_pixels=self.limits.pixels, budget=self.model.budget
-                )
-            except ImageError as error:
-                raise Refused(400, REFUSED_IMAGE.get(error.reason, REFUSED_IMAGE["broken"])) from None
-        if max(image.width, image.height) > 200 * min(image.width, image.height):
-            raise Refused(400, "This image is too long and thin: one side is more than 200 times the other.")
-        asked = Asked(question, image, blank=fields.get("blank") == "yes")
         replies = [(way, None if samples == 1 else draw) for way in asked_ways for draw in range(samples)]
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
         response.enable_chunked_encoding()
-        await response.prepare(request)
-        held = image.pixels.width * image.pixels.height
-        self._held += held
-        try:
+        async with self._decoded(data) as image:
+            asked = Asked(question, image, blank=fields.get("blank") == "yes")
+            await response.prepare(request)
             done = await self._stream(response, asked, replies)
+        if self._keep_uri is not None:  # nobody waits for it, and who leaves does not end it
+            keeping = asyncio.create_task(asyncio.to_thread(self._keep, self._keep_uri, data, asked, replies, done))
+            self._keeping.add(keeping)
+            keeping.add_done_callback(self._keeping.discard)
+        return response
+
+    @asynccontextmanager
+    async def _decoded(self, data: bytes) -> AsyncIterator[DecodedImage]:
+        """The image, counted among what is held from before it is decoded. Raises Refused."""
+        most, held = self.limits.pixels, 0
+        try:
+            try:
+                width, height = images.probe(data, "upload", max_pixels=most)
+                if max(width, height) > 200 * min(width, height):
+                    raise Refused(400, "This image is too long and thin: one side is more than 200 times the other.")
+                if self._held and self._held + width * height > MOST_HELD:
+                    raise _busy()
+                self._held += (held := width * height)
+                async with self._decoding:
+                    image = await asyncio.to_thread(
+                        images.decode, data, "upload", max_pixels=most, budget=self.model.budget
+                    )
+            except ImageError as error:
+                raise Refused(400, REFUSED_IMAGE.get(error.reason, REFUSED_IMAGE["broken"])) from None
+            yield image
         finally:
             self._held -= held
-        if self._keep_uri is not None:
-            await asyncio.to_thread(self._keep, self._keep_uri, data, asked, replies, done)
-        return response
 
     async def _read(self, request: web.Request) -> tuple[bytes, dict[str, str]]:
         """The image and the other fields. Raises Refused: too large, or not what the page sends."""
@@ -340,6 +351,9 @@ class Page:
             message = "Something went wrong here; the server's log says what."
         tell({"on": "failed", "reply": number, "message": message})
         return None
+
+    async def _kept(self, _: web.Application) -> None:
+        await asyncio.gather(*self._keeping)
 
     def _keep(
         self, uri: str, data: bytes, asked: Asked, replies: Sequence[tuple[Way, int | None]],

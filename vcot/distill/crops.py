@@ -149,24 +149,27 @@ def negative_crop(box: Box, others: Sequence[Box], image: Image, seed: str) -> B
 
 # --- images as they are sent: upright, cut out, made small, packed as JPEG; those in memory without any loss
 
-KEPT = 64  # packed images that are kept for the next request about them; of 1,024 pixels, some 20 MB
+KEPT = 64  # packed images that are kept for the next request about them; of 1,024 pixels a side, some 20 MB
 
 
 class ImagePacker:
-    """Image → data URL, each packed once. For one event loop; the packing is done in its threads."""
+    """Image → data URL, each packed once. kept: how many, at most. For one event loop; the packing is done in its
+    threads."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._packed: OrderedDict[ShownImage | ShownPixels, asyncio.Future[str]] = OrderedDict()
+    def __init__(self, store: Store, kept: int = KEPT) -> None:
+        self._store, self._kept = store, kept
+        self._packed: OrderedDict[ShownImage | tuple[str, tuple[int, int]], asyncio.Future[str]] = OrderedDict()
 
     async def url(self, shown: ShownImage | ShownPixels) -> str:
         """The image as a data URL. Raises ImageError: it is missing, changed or broken."""
-        if shown not in self._packed:
-            self._packed[shown] = asyncio.ensure_future(asyncio.to_thread(data_url, self._store, shown))
-            if len(self._packed) > KEPT:
+        # By digest, as a key that is the image itself would keep its pixels.
+        key = shown if isinstance(shown, ShownImage) else (await asyncio.to_thread(lambda: shown.sha256), shown.size)
+        if key not in self._packed:
+            self._packed[key] = asyncio.ensure_future(asyncio.to_thread(data_url, self._store, shown))
+            if len(self._packed) > self._kept:
                 self._packed.popitem(last=False)
-        self._packed.move_to_end(shown)
-        return await asyncio.shield(self._packed[shown])
+        self._packed.move_to_end(key)
+        return await asyncio.shield(self._packed[key])
 
 
 def data_url(store: Store, shown: ShownImage | ShownPixels) -> str:

@@ -9,6 +9,7 @@ const [form, question, notice, status, go, stopButton] =
 let about = null; // what the server says of the model and of itself
 let image = null; // {file, name, url, width, height}
 let current = null; // {question, image, replies, votes, palette, abort}
+let chosen = false; // ways, by hand
 
 const say = (words) => { notice.textContent = words; };
 
@@ -39,7 +40,7 @@ function offer() {
   find("#keeps").textContent = about.keeps
     ? "Images and replies are kept by whoever runs this page."
     : "Images and replies are not kept.";
-  const checked = new Set([...form.querySelectorAll("#ways :checked")].map((input) => input.value));
+  const checked = new Set(chosen ? [...form.querySelectorAll("#ways :checked")].map((input) => input.value) : []);
   if (!checked.size) checked.add((about.ways.find((way) => way.learned) ?? about.ways[0]).name);
   find("#ways").replaceChildren(find("#ways legend"), ...about.ways.map((way) => {
     const label = document.createElement("label"), input = document.createElement("input");
@@ -164,6 +165,7 @@ camera.addEventListener("close", () => video.srcObject?.getTracks().forEach((tra
 
 // --- asking
 
+find("#ways").addEventListener("change", () => { chosen = true; });
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   const ways = [...form.querySelectorAll("#ways :checked")].map((input) => input.value);
@@ -213,19 +215,21 @@ async function ask(run, blank) {
   say("");
   status.textContent = "Asked.";
   busy(true);
+  const last = () => current === run && run.abort === aborter; // nothing else was asked meanwhile
   const unfinished = (state, words) => mine.forEach((reply) => {
     if (["waiting", "writing"].includes(reply.state)) reply.end(state, words);
   });
   try {
     const response = await fetch("/ask", { method: "POST", body: data, signal: aborter.signal });
     if (!response.ok) {
-      say((await response.json()).message);
+      say(await response.json().then(({ message }) => message, () => "The question did not reach the page's server."));
       if (response.status === 503) learn();
       return;
     }
     let ended = false;
     for await (const event of events(response.body)) {
-      if (event.on === "reply") {
+      if (event.on === "image") Object.assign(run.image, { width: event.width, height: event.height });
+      else if (event.on === "reply") {
         const reply = new Reply(event, run.image, run.palette);
         mine.push(reply);
         run.replies.push(reply);
@@ -242,13 +246,13 @@ async function ask(run, blank) {
   } catch (error) {
     if (error.name === "AbortError") {
       unfinished("stopped", "Stopped.");
-      status.textContent = "Stopped.";
+      if (last()) status.textContent = "Stopped.";
     } else {
       unfinished("failed", "The connection broke.");
       learn();
     }
   } finally {
-    if (run.abort === aborter) busy(false);
+    if (last()) busy(false);
   }
 }
 
@@ -273,9 +277,7 @@ async function* events(body) {
 
 // --- several samples: the vote
 
-const METHODS = {
-  cisc: "weighted by how likely each reply is", best_of_n: "the likeliest reply", marginal: "likeliest over all reasons",
-};
+const METHODS = { cisc: "weighted by how likely each reply is", best_of_n: "the likeliest reply" };
 
 function voted(run, vote, mine) {
   run.votes.push(vote);
@@ -297,7 +299,7 @@ function voted(run, vote, mine) {
     .map(([method, words]) => `${words}: ${mine[vote.chosen[method]].done.stated ?? "none"}`);
   const more = document.createElement("p");
   more.textContent = said.length ? said.join(" · ") : "The endpoint gives no log-probabilities, so each reply counts alike.";
-  block.append(title, list, more);
+  block.append(title, ...(vote.groups.length ? [list, more] : []));
   find("#votes").append(block);
   for (const number of vote.groups[0]?.replies ?? []) mine[number].root.classList.add("chosen");
 }
@@ -325,6 +327,7 @@ find("#copy").addEventListener("click", async () => {
 
 find("#share").addEventListener("click", async () => {
   const data = await drawn(current.question, about.model, current.replies);
+  if (!data) return say("This is too much for one image here. Ask for fewer replies.");
   const file = new File([data], "vcot.png", { type: "image/png" });
   if (navigator.canShare?.({ files: [file] }) && matchMedia("(pointer: coarse)").matches) {
     await navigator.share({ files: [file] }).catch(() => {});

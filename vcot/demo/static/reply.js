@@ -17,6 +17,7 @@ export class Reply {
   constructor(event, image, palette) {
     Object.assign(this, { number: event.reply, way: event.way, draw: event.draw, blank: event.blank, image, palette });
     this.state = "waiting";
+    this.kept = null; // number of the mention that a click keeps lit
     this.done = null; // the last event, with all of the reply
     this.root = document.querySelector("#reply").content.firstElementChild.cloneNode(true);
     const find = (name) => this.root.querySelector(name);
@@ -71,7 +72,7 @@ export class Reply {
     this.root.classList.remove("writing");
     this.note.textContent = message;
     this.note.classList.toggle("bad", state === "failed");
-    if (state === "failed" && this.pace.textContent.startsWith("waiting")) this.pace.textContent = "";
+    if (state !== "done" && this.pace.textContent.startsWith("waiting")) this.pace.textContent = "";
   }
 
   #told(words) {
@@ -151,7 +152,8 @@ export class Reply {
 
   #ends(event) {
     this.done = event;
-    const looked = this.svg.querySelector(".looked");
+    const looked = this.svg.querySelector(".looked"), at = document.activeElement;
+    const focused = this.root.contains(at) ? [at.tagName, at.dataset.mention] : null;
     this.#clear();
     for (const [parts, into] of [[event.reasoning, this.reasoning], [event.answer, this.answer], [event.after, this.after]]) {
       this.into = into;
@@ -164,6 +166,9 @@ export class Reply {
       }
     }
     if (looked) this.svg.append(looked);
+    this.#light(this.kept);
+    if (focused) // what had it was replaced by its like
+      [...this.root.querySelectorAll(`[data-mention="${focused[1]}"]`)].find(({ tagName }) => tagName === focused[0])?.focus();
     this.answerBlock.hidden = event.stated === null;
     this.#told(paceOf(event));
     const unread = event.faults.map(({ kind, text }) => `${text || "…"} (${kind.replaceAll("_", " ")})`);
@@ -179,16 +184,13 @@ export class Reply {
 
   #listen() {
     const over = (event) => event.target.closest?.("[data-mention]")?.dataset.mention;
-    let kept = null;
     for (const [kind, lit] of [["mouseover", over], ["mouseout", () => undefined], ["focusin", over], ["focusout", () => undefined]])
-      this.root.addEventListener(kind, (event) => this.#light(lit(event) ?? kept));
+      this.root.addEventListener(kind, (event) => this.#light(lit(event) ?? this.kept));
     const keep = (event) => {
       const number = over(event) ?? null;
       if (event.type === "click" || number !== null) {
-        kept = kept === number ? null : number;
-        this.#light(number === null ? null : kept);
-        for (const { span } of this.mentions)
-          if (span.role === "button") span.ariaPressed = String(span.dataset.mention === kept);
+        this.kept = this.kept === number ? null : number;
+        this.#light(this.kept);
       }
     };
     this.root.addEventListener("click", keep);
@@ -205,6 +207,8 @@ export class Reply {
     this.root.classList.toggle("some-lit", some);
     for (const part of this.root.querySelectorAll("[data-mention]"))
       part.classList.toggle("lit", some && part.dataset.mention === String(number));
+    for (const { span } of this.mentions)
+      if (span.role === "button") span.ariaPressed = String(span.dataset.mention === this.kept);
   }
 
   // What is copied: what was said, and where; boxes in pixels of the original image.
