@@ -21,7 +21,7 @@ from vcot.settings import CommaSeparated, Declared, Group, setting
 from vcot.stage import die_with_parent, launch, stop
 
 if TYPE_CHECKING:
-    from vcot.demo.model import ServedModel
+    from vcot.demo.model import StreamedModel
     from vcot.evaluation.config import Way
     from vcot.evaluation.endpoint import EndpointForm
     from vcot.records import Contract
@@ -92,7 +92,7 @@ class DemoSettings(Declared):
 
 
 def run(settings: DemoSettings) -> None:
-    from vcot.demo.model import ServedModel
+    from vcot.demo.model import StreamedModel
     from vcot.distill.endpoint import address_and_name
     from vcot.evaluation.subjects import is_endpoint
     from vcot.pipeline.local import REHEARSAL, newest_model
@@ -104,7 +104,7 @@ def run(settings: DemoSettings) -> None:
         if not is_endpoint(subject):
             subject, server = within.enter_context(_served_here(subject))
         address, name = address_and_name(subject)
-        model = ServedModel(
+        model = StreamedModel(
             address, name, form, learned=learned, max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature, timeout=settings.timeout, at_once=settings.concurrency,
         )  # fmt: skip
@@ -145,7 +145,7 @@ def _contract(uri: str) -> Contract:
         raise InputError(f"--contract-uri={uri}: there is no contract.json as train writes it") from None
 
 
-async def _serve(settings: DemoSettings, model: ServedModel, server: Server | None) -> None:
+async def _serve(settings: DemoSettings, model: StreamedModel, server: Server | None) -> None:
     from aiohttp import web
 
     from vcot.demo.examples import drawn, photographs

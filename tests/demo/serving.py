@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from tests.fakes.streaming import Endpoint
 from vcot.demo.examples import Example
-from vcot.demo.model import ServedModel
+from vcot.demo.model import StreamedModel
 from vcot.demo.server import Limits, Page
 from vcot.grounding import Frame, FrameSpec
 
@@ -68,7 +68,7 @@ def running_page(endpoint: Endpoint, *, port: int = 0, **options: Any) -> Iterat
     ready, loop, found = threading.Event(), asyncio.new_event_loop(), list[Any]()
 
     async def start() -> None:
-        model = ServedModel(
+        model = StreamedModel(
             endpoint.address, "small", form, max_new_tokens=64, temperature=0.7, timeout=5.0, at_once=limits.at_once
         )
         page = Page(model, limits, examples=examples, **options)

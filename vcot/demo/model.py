@@ -1,6 +1,6 @@
 """The model behind the page: an OpenAI-compatible endpoint, asked in the ways of an evaluation, and read as it streams.
 
-    model = ServedModel("http://127.0.0.1:8000/v1", "small", form=None)
+    model = StreamedModel("http://127.0.0.1:8000/v1", "small", form=None)
     async for event in model.reply(asked, "ground", draw=None):     JSON for the page, in the order of the text
         …
 
@@ -96,7 +96,7 @@ class _Said:
         )  # fmt: skip
 
 
-class ServedModel:
+class StreamedModel:
     """form: how it writes boxes, and learned: ways in which it was tuned, where that is declared; None: as its server
     tells it (`vcot` in /v1/models), which is asked for when it is first needed, and when the server was gone.
 

@@ -31,7 +31,7 @@ from aiohttp import BodyPartReader, web
 
 from vcot import logging
 from vcot.demo.examples import Example
-from vcot.demo.model import WAYS, Asked, ServedModel, vote
+from vcot.demo.model import WAYS, Asked, StreamedModel, vote
 from vcot.demo.queue import Queue
 from vcot.distill.endpoint import Unanswered
 from vcot.errors import VcotError
@@ -99,7 +99,7 @@ class Page:
     None: nowhere. examples: called once, when the page starts."""
 
     def __init__(
-        self, model: ServedModel, limits: Limits, *, examples: Sequence[Example] = (), names: Sequence[str] = (),
+        self, model: StreamedModel, limits: Limits, *, examples: Sequence[Example] = (), names: Sequence[str] = (),
         keep_uri: str | None = None, store: Store | None = None,
     ) -> None:  # fmt: skip
         self.model, self.limits, self.examples = model, limits, examples
@@ -410,7 +410,7 @@ def _of_replies(said: dict[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
     return {**said, "groups": groups, "chosen": {method: numbers[n] for method, n in said["chosen"].items()}}
 
 
-def _card(model: ServedModel) -> dict[str, Any]:
+def _card(model: StreamedModel) -> dict[str, Any]:
     """What is told of the model: what its server says, without places, and how it writes boxes."""
     told = {name: value for name, value in model.card.items() if value not in (None, "", {}, [])}
     card = {str(name).replace("_", " "): _without_places(value) for name, value in told.items()}
