@@ -182,6 +182,16 @@ def test_a_stream_says_piece_by_piece_what_the_whole_reply_is(server: Running) -
     assert whole.usage.completion_tokens == len(chunks) - 2  # but for the first, which says whose turn it is, and usage
 
 
+def test_a_reply_is_sent_back_as_it_came_for_the_next_turn(server: Running) -> None:
+    asked = asking(max_tokens=40)
+    first = server.client.chat.completions.create(**asked).choices[0].message
+    asked["messages"] += [first, {"role": "user", "content": "Are you sure?"}]
+    by_client = server.client.chat.completions.create(**asked).choices[0].message.content
+    asked["messages"][1] = first.model_dump()
+    status, said, _ = server.post(asked)
+    assert (status, said["choices"][0]["message"]["content"]) == (200, by_client)
+
+
 def test_several_choices_are_the_draws_of_a_seed(server: Running, model: ServedModel) -> None:
     from vcot.models.generation import generate
 
@@ -385,6 +395,35 @@ def test_those_who_wait_are_computed_together_and_each_gets_its_own(
     assert len(sizes) < 6
 
 
+def test_one_that_breaks_the_model_does_not_take_others_with_it(
+    model: ServedModel, slow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vcot.models import generation
+
+    generate = generation.generate
+
+    def failing(network: Any, batch: Any, *more: Any, seeds: Any, **how: Any) -> Any:
+        if 13 in seeds:
+            raise RuntimeError("no")
+        return generate(network, batch, *more, seeds=seeds, **how)
+
+    monkeypatch.setattr(generation, "generate", failing)
+    answers: dict[int, Any] = {}
+    with served(model) as running:
+
+        def ask(seed: int) -> None:
+            answers[seed] = running.post(text_alone(seed=seed, max_tokens=3))
+
+        with occupied(running):
+            threads = [threading.Thread(target=ask, args=(seed,)) for seed in (12, 13, 14)]
+            for thread in threads:
+                thread.start()
+            _wait_for(lambda: len(running.jobs) == 4)
+        for thread in threads:
+            thread.join()
+    assert {seed: status for seed, (status, *_) in answers.items()} == {12: 200, 13: 500, 14: 200}
+
+
 @contextmanager
 def occupied(running: Running, tokens: int = 250) -> Iterator[Job]:
     """The model is computing a long reply to somebody, who leaves at the end."""
@@ -470,10 +509,23 @@ def test_a_reply_that_outlasts_the_grace_is_cut(
 ) -> None:
     monkeypatch.setattr(servers, "GRACE", 0.3)
     with served(model) as running, occupied(running) as job:
+        stopped = time.monotonic()
         running.stop.join()
         running.thread.join(10)
         assert not running.thread.is_alive()
+        assert time.monotonic() - stopped < 0.3 + 1.0  # aiohttp would wait as long again for the handler
         assert job.reply_tokens < 40
+
+
+def test_a_request_that_does_not_arrive_gives_its_place_back(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "UPLOAD_TIME", 0.2)
+    host, port = server.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as idle:
+        idle.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n")
+        idle.sendall(b"Content-Type: application/json\r\n\r\n{")
+        _wait_for(lambda: server.engine.waiting == 1)
+        assert idle.recv(1 << 16).startswith(b"HTTP/1.1 408")
+        assert server.engine.waiting == 0
 
 
 def test_after_a_failure_of_the_model_the_next_is_answered(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -521,6 +573,7 @@ def bomb() -> str:
     [
         (b"{", 400, None, "the body is no JSON"),
         (b"[" * 100_000, 400, None, "the body is no JSON"),
+        (b'{"seed": ' + b"1" * 5000 + b"}", 400, None, "the body is no JSON"),
         (b"\xff", 400, None, "the body is no JSON"),
         ([], 400, None, "the body"),
         ({"model": "rehearsal"}, 400, "messages", "missing"),
@@ -546,8 +599,8 @@ def bomb() -> str:
         (with_image("https://example.com/a.png"), 400, "messages.0.content.0.image_url.url", "fetches nothing"),
         (with_image("file:///etc/passwd"), 400, "messages.0.content.0.image_url.url", "fetches nothing"),
         (with_image("data:image/png;base64,?"), 400, "messages.0.content.0.image_url.url", "no base64"),
-        (with_image("data:image/png;base64,aGVsbG8="), 422, "messages.0.content.0.image_url.url", "no image format"),
-        (with_image(SMALL[:100] + "=="), 422, "messages.0.content.0.image_url.url", "the image"),
+        (with_image("data:image/png;base64,aGVsbG8="), 400, "messages.0.content.0.image_url.url", "no image format"),
+        (with_image(SMALL[:100] + "=="), 400, "messages.0.content.0.image_url.url", "the image"),
         (with_image(bomb()), 413, "messages.0.content.0.image_url.url", "50000 x 50000 pixels"),
         (with_image(url(Pillow.new("L", (3000, 2)))), 400, "messages", "ratio"),
         (text_alone("a" * (1 << 20)), 413, None, "--max-upload-bytes"),
@@ -573,6 +626,17 @@ def test_pixels_are_counted_over_all_images_before_any_is_decoded(
     body = {"model": "rehearsal", "messages": [{"role": "user", "content": [shown(grey), shown(grey)]}]}
     status, said, _ = server.post(body)
     assert (status, said["error"]["code"]) == (413, "image_too_large")
+
+
+def test_images_are_counted_as_tokens_before_any_is_decoded(
+    server: Running, model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests.images, "decode", lambda *_, **__: pytest.fail("it was decoded"))
+    dot = shown(url(Pillow.new("L", (1, 1))))
+    contract = model.encoder.contract
+    most = model.context // (contract.min_pixels // contract.factor**2)
+    status, said, _ = server.post({"model": "rehearsal", "messages": [{"role": "user", "content": [dot] * (most + 1)}]})
+    assert (status, said["error"]["code"]) == (400, "context_length_exceeded")
 
 
 def test_other_places_and_other_kinds_of_content_are_refused(server: Running) -> None:

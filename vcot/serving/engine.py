@@ -76,10 +76,6 @@ class Job:
     gone: bool = False
     reply_tokens: int = 0  # so far, of all draws
 
-    @property
-    def tokens(self) -> int:
-        return self.prompt_tokens + self.max_new_tokens
-
 
 @dataclass(eq=False)
 class Place:
@@ -205,14 +201,13 @@ class Engine:
     def _work(self) -> None:
         while jobs := self._next():
             begun = time.monotonic()
-            try:
-                self._generate(jobs)
-            except Exception as error:
-                logging.get().exception("the model failed", requests=len(jobs))
-                memory = type(error).__name__ == "OutOfMemoryError"
-                why = "there is not enough memory for this request" if memory else "the model failed at this request"
-                for job in jobs:
-                    job.deliver(Refused(500, f"{why}; the server's log says more"))
+            failed = self._failed(jobs)
+            if len(jobs) > 1:  # each by itself: together they may have been too many, or one of them broke it
+                failed = [job for one in failed for job in ([one] if one.reply_tokens else self._failed([one]))]
+            for job in failed:
+                job.deliver(
+                    Refused(500, "the model failed at this request, or has no memory for it; its log says more")
+                )
             self._seconds = (self._seconds + time.monotonic() - begun) / 2
             self.running = 0
 
@@ -229,6 +224,15 @@ class Engine:
                     self._leave_queue(place)
             self.running = len(jobs)
             return jobs
+
+    def _failed(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Computes them, and returns all of them if that failed."""
+        try:
+            self._generate(jobs)
+        except Exception:
+            logging.get().exception("the model failed", requests=len(jobs))
+            return jobs
+        return ()
 
     def _generate(self, jobs: Sequence[Job]) -> None:
         from vcot.models.generation import Step, generate

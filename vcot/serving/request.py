@@ -45,7 +45,14 @@ class Refused(Exception):
 
 
 class _Part(BaseModel):
+    """null stands for a field that is left out: clients send a reply back with all that it had."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, said: Any) -> Any:
+        return {name: value for name, value in said.items() if value is not None} if isinstance(said, dict) else said
 
 
 class TextPart(_Part):
@@ -83,7 +90,7 @@ class TextFormat(_Part):
 
 
 class ChatRequest(_Part):
-    """The body; null stands for a field that is left out."""
+    """The body."""
 
     model: str
     messages: list[Said] = Field(min_length=1)
@@ -111,10 +118,9 @@ class ChatRequest(_Part):
     repetition_penalty: float = 1
     skip_special_tokens: bool = False
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, said: Any) -> Any:
-        return {name: value for name, value in said.items() if value is not None} if isinstance(said, dict) else said
+    @property
+    def images(self) -> int:
+        return sum(isinstance(part, ImagePart) for said in self.messages for part in said.content)
 
     @property
     def reply_tokens(self) -> int | None:
@@ -128,10 +134,11 @@ class ChatRequest(_Part):
 def read_request(body: bytes) -> ChatRequest:
     """Raises Refused (400): no JSON, or something in it that cannot be done, with its place and value."""
     try:
-        text = body.decode()
-        asked = ChatRequest.model_validate(json.loads(text))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        said = json.loads(body.decode())
+    except (ValueError, RecursionError) as error:
         raise Refused(400, f"the body is no JSON: {error}", code="invalid_json") from None
+    try:
+        asked = ChatRequest.model_validate(said)
     except ValidationError as error:
         raise _fault(error) from None
     for name, values in ONLY.items():
@@ -140,14 +147,14 @@ def read_request(body: bytes) -> ChatRequest:
             raise Refused(
                 400, f"{name} {json.dumps(given)}: only {only} can be done here", param=name, code="unsupported_value"
             )
-    for number, said in enumerate(asked.messages):
+    for number, message in enumerate(asked.messages):
         param = f"messages.{number}"
-        if said.role == "system" and number:
+        if message.role == "system" and number:
             raise Refused(400, "a system message stands first or not at all", param=param)
-        if said.role != "user" and any(isinstance(part, ImagePart) for part in said.content):
-            raise Refused(400, f"images belong to the user, not to the {said.role}", param=param)
+        if message.role != "user" and any(isinstance(part, ImagePart) for part in message.content):
+            raise Refused(400, f"images belong to the user, not to the {message.role}", param=param)
         try:
-            "".join(part.text for part in said.content if isinstance(part, TextPart)).encode()
+            "".join(part.text for part in message.content if isinstance(part, TextPart)).encode()
         except UnicodeEncodeError:
             raise Refused(400, "a text holds half a character (a lone surrogate)", param=param) from None
     if asked.messages[-1].role != "user":
@@ -182,7 +189,7 @@ def messages_of(asked: ChatRequest, *, max_pixels: int = images.MAX_PIXELS) -> l
 
     max_pixels: of all images together; they are counted by their headers before the first is decoded.
 
-    Raises Refused: an image that is none (422), is not a data: URL (400), or is too large (413).
+    Raises Refused: an image that is none or is not a data: URL (400), or is too large (413).
     """
     found: list[Message] = []
     data: list[tuple[str, bytes]] = []
@@ -226,4 +233,4 @@ def _read(reader: Any, data: bytes, param: str, max_pixels: int) -> Any:
     except ImageError as error:
         large = error.reason == "too-large"
         code = "image_too_large" if large else "invalid_image"
-        raise Refused(413 if large else 422, str(error), param=param, code=code) from None
+        raise Refused(413 if large else 400, str(error), param=param, code=code) from None

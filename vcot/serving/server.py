@@ -24,6 +24,8 @@ from vcot.stage import Stop
 
 GRACE = 20.0
 """Seconds for replies that are under way when the server is stopped; less than a pod is given (30)."""
+UPLOAD_TIME = 30.0
+"""Seconds that a request may take to arrive; it has a place in the queue meanwhile."""
 
 QUEUE_LENGTH = "X-Queue-Length"
 """Header of a reply: requests that were waiting or computed when this one came."""
@@ -67,7 +69,8 @@ class _Server:
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/v1/models/{name:.+}", self.models)
         app.router.add_post("/v1/chat/completions", self.chat)
-        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=GRACE)
+        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=GRACE / 2)
+        # aiohttp waits so long twice: for the handler, and once more after it has told it.
         await runner.setup()
         try:
             await web.SockSite(runner, held).start()
@@ -113,7 +116,11 @@ class _Server:
             raise web.HTTPRequestEntityTooLarge(self.max_upload_bytes, request.content_length or 0)
         begun = time.monotonic()
         with self.engine.place() as place:
-            body = await request.read()
+            try:
+                async with asyncio.timeout(UPLOAD_TIME):
+                    body = await request.read()
+            except TimeoutError:
+                raise Refused(408, f"the request did not arrive within {UPLOAD_TIME:g} seconds") from None
             loop = asyncio.get_running_loop()
             told: asyncio.Queue[list[Piece] | Refused] = asyncio.Queue()
 
@@ -167,17 +174,23 @@ class _Server:
     def _read(self, body: bytes, deliver: Callable[[Any], None]) -> tuple[ChatRequest, Job]:
         asked = read_request(body)
         self._check_name(asked.model)
-        messages = messages_of(asked)
-        encoder = self.model.encoder
-        shows = any(not isinstance(part, str) for said in messages for part in said.parts)
-        if shows and encoder.contract.mode == "text":
+        encoder, contract, context = self.model.encoder, self.model.encoder.contract, self.model.context
+        if asked.images and contract.mode == "text":
             raise Refused(400, f"{self.model.name} was made without images and is shown none", param="messages")
-        rationale = bool(encoder.contract.roles) and not _asks_for_the_answer_alone(asked)
+        # Before they are decoded: each is enlarged to as many pixels as the model sees at least.
+        least = asked.images * max(1, contract.min_pixels // contract.factor**2)
+        if least > context:
+            raise Refused(
+                400, f"{asked.images} images are {least} tokens at least, more than the {context} that "
+                f"{self.model.name} was made for", param="messages", code="context_length_exceeded",
+            )  # fmt: skip
+        messages = messages_of(asked)
+        rationale = bool(contract.roles) and not _asks_for_the_answer_alone(asked)
         try:
             batch = encoder.conversation(messages, rationale=rationale)
         except (InputError, ValueError) as error:  # a template that knows no system message; an image of 1 x 4000
             raise Refused(400, str(error), param="messages", code="invalid_value") from None
-        length, context = batch["input_ids"].shape[1], self.model.context
+        length = batch["input_ids"].shape[1]
         wanted = asked.reply_tokens or min(self.max_new_tokens, max(context - length, 1))
         if wanted > self.max_new_tokens:
             raise Refused(
