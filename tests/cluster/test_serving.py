@@ -54,11 +54,18 @@ def test_the_promoted_model_is_served_and_the_page_asks_it(smoke: Smoke, namespa
         assert done["tokens"] > 0
         assert events[-1]["on"] == "end"
 
-    namespace.run("create", "job", "now", "--from=cronjob/rollout")
-    namespace.completes("now", 60)
-    for name in ("model", "page"):
-        template = namespace.get("Deployment", name)["spec"]["template"]
-        assert template["metadata"]["annotations"][PROMOTION] == promotion
+    for number, name in enumerate(("model", "page")):
+        namespace.run("create", "job", f"now-{number}", "--from=cronjob/rollout")
+        namespace.completes(f"now-{number}", 60)
+        told = [promoted(namespace, each) for each in ("model", "page")]
+        assert told == [promotion, promotion if name == "page" else None]
+        namespace.run("rollout", "status", f"deployment/{name}", "--timeout=150s")
+
+
+def promoted(cluster: Cluster, name: str) -> str | None:
+    template = cluster.get("Deployment", name)["spec"]["template"]
+    found: str | None = template["metadata"].get("annotations", {}).get(PROMOTION)
+    return found
 
 
 def ready(cluster: Cluster, name: str) -> list[Manifest]:

@@ -26,6 +26,12 @@ def put(server: ApiServer) -> None:
         server.cluster.put("Deployment", {"metadata": {"name": name}, "spec": {"replicas": 1, "template": template}})
 
 
+def up(server: ApiServer, name: str, **counts: int) -> None:
+    """As a rollout that is over leaves it."""
+    one = {"observedGeneration": 9} | {f"{what}eplicas": 1 for what in ("r", "updatedR", "availableR")} | counts
+    server.cluster.objects["Deployment", name]["status"] = one
+
+
 def served(api: ClusterClient, name: str = "model") -> Any:
     template = (api.get("Deployment", name) or {})["spec"]["template"]["metadata"]
     assert template["labels"] == {"app": name}
@@ -45,14 +51,24 @@ def api(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
     return connect("vcot", server.cluster.clock, Stop())
 
 
-def test_a_new_promotion_is_rolled_out_once(api: ClusterClient, folder_place: str) -> None:
+def test_a_new_promotion_is_rolled_out_once_the_page_behind_the_model(
+    server: ApiServer, api: ClusterClient, folder_place: str
+) -> None:
     line = pointers(folder_place)
     with pytest.raises(InputError, match="no model was promoted yet"):
         roll_out(Store(), api, line, BOTH)
     for run in ("one", "two"):
-        pointer = earn(folder_place, run)
-        assert roll_out(Store(), api, line, BOTH) == ["model", "page"]
+        pointer, before = earn(folder_place, run), served(api, "page")
+        up(server, "model", updatedReplicas=0)
+        assert roll_out(Store(), api, line, BOTH) == ["model"]
+        for counts in ({"updatedReplicas": 0}, {"replicas": 2}, {"availableReplicas": 0}):
+            up(server, "model", **counts)
+            assert roll_out(Store(), api, line, BOTH) == []
+            assert (served(api, "model"), served(api, "page")) == (pointer.uri, before)
+        up(server, "model")
+        assert roll_out(Store(), api, line, BOTH) == ["page"]
         assert served(api, "model") == served(api, "page") == pointer.uri
+        up(server, "page")
         assert roll_out(Store(), api, line, BOTH) == []
 
 

@@ -97,8 +97,8 @@ class _Said:
 
 
 class StreamedModel:
-    """form: how it writes boxes, and learned: ways in which it was tuned, where that is declared; None: as its server
-    tells it (`vcot` in /v1/models), which is asked for when it is first needed, and when the server was gone.
+    """form, learned: how it writes boxes, and ways in which it was tuned, where its server does not tell that itself
+    (`vcot` in /v1/models). The server is asked when it is first needed, and after it was gone.
 
     For one event loop. Methods that ask raise distill.endpoint.Unanswered.
     """
@@ -133,8 +133,7 @@ class StreamedModel:
                 contract = Contract.model_validate(told["contract"])
             except ValidationError as error:
                 raise InputError(f"{self._endpoint.address}: the contract of {self.name} is none: {error}") from None
-            self.learned = self.learned or contract.ways
-            self.form = self.form or EndpointForm.tuned(contract)
+            self.form, self.learned = EndpointForm.tuned(contract), contract.ways
         if self.form is None:
             raise InputError(
                 f"{self._endpoint.address} does not tell how {self.name} writes boxes: say it with --native-form, or "
