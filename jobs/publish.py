@@ -132,6 +132,13 @@ def _publish(settings: PublishSettings, store: Store, trained: Trained, scratch:
     to_uri = settings.to_uri or join(settings.run_uri, "publish", kind)
     base_uri = settings.base_uri or metadata.base_uri
     said = published_there(store, to_uri, trained.sha256)
+    if said is not None and said["kind"] != kind:
+        raise SettingsError(f"{to_uri} holds this training as {said['kind']}, not as {kind}; give another --to-uri")
+    if said is not None and settings.merge and settings.questions and "agreement" not in said:
+        raise SettingsError(
+            f"{to_uri} was merged with --questions 0 and is not held against base + adapter any more; give another "
+            "--to-uri, or --questions 0 for its card alone"
+        )
     if said is None:
         tuned = fetch_files(store, join(trained.uri, metadata.model), metadata.files, scratch / "tuned")
         folder, found = (tuned, dict[str, Any]())
@@ -181,19 +188,19 @@ def _numbers(settings: PublishSettings, store: Store, trained: Trained) -> tuple
     Raises InputError: --evaluation-uri is of another model.
     """
     from vcot.evaluation import page
-    from vcot.records.shards import DONE, EVALUATE, read_marker
+    from vcot.evaluation.subjects import evaluation_at, evaluation_of
     from vcot.storage import join
 
-    uri = (settings.evaluation_uri or join(settings.run_uri, EVALUATE.name)).rstrip("/")
-    if settings.evaluation_uri is None and store.stat(join(uri, DONE)) is None:
-        return "", ""
-    marker, _ = read_marker(store, uri, EVALUATE)
-    if marker.inputs.get(join(trained.uri, DONE)) != trained.sha256:
+    found = evaluation_of(store, trained.uri, trained.sha256, settings.evaluation_uri)
+    if found is None:
         if settings.evaluation_uri is None:
             return "", ""
-        raise InputError(f"--evaluation-uri={uri} is of {marker.metadata.subject}, not of {trained.uri} as it is now")
-    report = json.loads(store.read(join(uri, "report.json")))
-    return page.markdown(report), f"By `python -m jobs.evaluate`; `{join(uri, 'report.html')}` shows images."
+        other = evaluation_at(store, settings.evaluation_uri)
+        raise InputError(
+            f"--evaluation-uri={other.uri} is of {other.marker.metadata.subject}, not of {trained.uri} as it is now"
+        )
+    report = json.loads(store.read(join(found.uri, "report.json")))
+    return page.markdown(report), f"By `python -m jobs.evaluate`; `{join(found.uri, 'report.html')}` shows images."
 
 
 # --- verifying ---------------------------------------------------------------------------------------------
@@ -254,17 +261,10 @@ def _what_is_wrong(found: Agreement, tune: str, tuned: Path) -> str:
 
 def _base(settings: PublishSettings, store: Store, trained: Trained, scratch: Path) -> Path:
     """Raises InputError: it is not the base that was trained on."""
-    from vcot.storage.folders import fetch_with_digest
+    from vcot.storage.folders import fetch_base
 
     metadata = trained.marker.metadata
-    uri = settings.base_uri or metadata.base_uri
-    base, found = fetch_with_digest(store, uri, scratch / "base")
-    if found != metadata.base_sha256:
-        raise InputError(
-            f"{uri} is not the base that was trained on: its digest is {found[:12]}…, it was "
-            f"{metadata.base_sha256[:12]}…"
-        )
-    return base
+    return fetch_base(store, settings.base_uri or metadata.base_uri, metadata.base_sha256, scratch / "base")
 
 
 def _encoder(base: Path, trained: Trained) -> Encoder:

@@ -135,6 +135,10 @@ def test_a_machine_that_is_too_small_to_compare_says_so_before_it_merges(
         publish(trained, merge=True, to_uri=str(tmp_path / "out"))
     publish(trained, merge=True, to_uri=str(tmp_path / "out"), questions=0)
     assert "Not held against base + adapter" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(SettingsError, match=r"was merged with --questions 0 and is not held against .* any more"):
+        publish(trained, merge=True, to_uri=str(tmp_path / "out"))
+    with pytest.raises(SettingsError, match=r"out holds this training as merged, not as adapter; give another"):
+        publish(trained, to_uri=str(tmp_path / "out"))
 
 
 def test_another_training_or_another_evaluation_is_refused(trained: str, tmp_path: Path) -> None:

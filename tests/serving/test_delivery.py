@@ -20,7 +20,7 @@ from vcot.evaluation.subjects import Finished, Pointer, model_at, promote, promo
 from vcot.models.loading import load_base
 from vcot.records import Folder
 from vcot.records.shards import CONVERT, EVALUATE, TRAIN
-from vcot.serving.delivery import deliver
+from vcot.serving.delivery import _is_merged, deliver
 from vcot.serving.model import load
 from vcot.storage import Store, join, put_folder
 from vcot.storage.folders import folder_digest, push_folder
@@ -60,7 +60,9 @@ def promoted(moto_place: str, tuned: tuple[Path, dict[str, object]]) -> Promote:
         stages = [Folder(store, uri, kind) for kind in (TRAIN, EVALUATE, CONVERT)]
         files = put_folder(store, adapter, join(stages[0].uri, "model"))
         about = {"base_uri": base, "base_sha256": folder_digest(store, base), "files": files, "contract": contract}
-        told = ({"settings": {"run": run}, **about}, {"settings": {"run": run}}, {})
+        if run == "roles":
+            about["contract"] = {**contract, "roles": ["rationale"]}
+        told = ({"settings": {"run": run, "use_dora": run == "dora"}, **about}, {"settings": {"run": run}}, {})
         for stage, kind, metadata in zip(stages, ("train", "evaluate", "convert"), told, strict=True):
             stage.finish(stage_marker(kind, **metadata))
         store.write(join(stages[1].uri, "report.json"), b"{}")
@@ -121,6 +123,7 @@ def test_what_is_not_what_was_promoted_is_refused(promoted: Promote, tmp_path: P
     def refused(uri: str, data: bytes, says: str) -> None:
         before = store.read(uri)
         store.write(uri, data)
+        shutil.rmtree(into / "train")  # what is here and right is not fetched again
         with pytest.raises(InputError, match=says):
             deliver(store, one, into)
         assert json.loads((into / "promotion.json").read_text())["whole"] is ("marker" in says)
@@ -141,13 +144,28 @@ def test_merged_weights_beside_the_train_stage_are_preferred(promoted: Promote, 
     shutil.copytree(BASE, tmp_path / "merged")
     place = join(one.promotion.train_uri.rpartition("/")[0], "publish", "merged")
     about = {"train_uri": one.promotion.train_uri, "train_sha256": one.promotion.train_sha256, "kind": "merged"}
-    (tmp_path / "merged" / PUBLISHED).write_text(json.dumps(about))
-    push_folder(store, tmp_path / "merged", place, [path.name for path in (tmp_path / "merged").iterdir()])
+    for uri, said in ((place + "-unheld", about), (place, about | {"agreement": {"verdict": "ours"}})):
+        (tmp_path / "merged" / PUBLISHED).write_text(json.dumps(said))
+        push_folder(store, tmp_path / "merged", uri, [path.name for path in (tmp_path / "merged").iterdir()])
+        assert _is_merged(store, uri, one.promotion.train_sha256) is (uri == place)
+    assert deliver(store, one, tmp_path / "not", merged=False) == "adapter"
     assert deliver(store, one, tmp_path / "m") == "merged"
     assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["promotion.json", "served"]
     assert (tmp_path / "m/served/model.safetensors").read_bytes() == (BASE / "model.safetensors").read_bytes()
     other = promoted("other")  # of another training nothing is merged
     assert deliver(store, other, tmp_path / "m") == "adapter"
+    for damaged in (PUBLISHED, "_manifest.json"):
+        store.write(join(place, damaged), b"{}")
+        assert deliver(store, one, tmp_path / "m") == "adapter"
+
+
+def test_what_vllm_would_serve_wrongly_is_refused_for_it(promoted: Promote, tmp_path: Path) -> None:
+    one, dora, roles = promoted("one"), promoted("dora"), promoted("roles")
+    assert deliver(Store(), one, tmp_path / "m", vllm=True) == "adapter"
+    for pointer, says in ((dora, "vLLM does not load DoRA"), (roles, "vLLM ends its reply there")):
+        with pytest.raises(InputError, match=says):
+            deliver(Store(), pointer, tmp_path / "m", vllm=True)
+        assert deliver(Store(), pointer, tmp_path / "m") == "adapter"
 
 
 def test_the_page_gets_the_contract_alone(promoted: Promote, tmp_path: Path) -> None:
@@ -157,7 +175,7 @@ def test_the_page_gets_the_contract_alone(promoted: Promote, tmp_path: Path) -> 
     assert deliver(Store(), one, tmp_path / "m", weights=False) == "contract"
     files = [path.relative_to(tmp_path / "m").as_posix() for path in (tmp_path / "m").rglob("*") if path.is_file()]
     assert sorted(files) == ["promotion.json", "train/_done/stage.json", "train/model/contract.json"]
-    form = _declared(DemoSettings(contract_uri=str(tmp_path / "m/train/model/contract.json")))
+    form, _ = _declared(DemoSettings(contract_uri=str(tmp_path / "m/train/model/contract.json")))
     assert form is not None
     assert (form.frame.name, form.max_pixels) == ("thousandths", MOST)
     with pytest.raises(InputError, match=r"there is no contract\.json as train writes it"):

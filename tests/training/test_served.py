@@ -42,10 +42,10 @@ def test_the_base_is_laid_with_the_trainings_own_limits_of_pixels(
 ) -> None:
     from transformers import AutoProcessor
 
-    from vcot.training.served import ServedModel
+    from vcot.training.served import VllmServer
 
     before = {file.name: file.read_bytes() for file in toy_base.iterdir() if file.is_file()}
-    one = ServedModel("http://localhost:1/v1", tmp_path / "vllm", questions(toy_encoder, tmp_path), toy_encoder)
+    one = VllmServer("http://localhost:1/v1", tmp_path / "vllm", questions(toy_encoder, tmp_path), toy_encoder)
     one.lay(toy_base)
     one.lay(toy_base)
     laid = AutoProcessor.from_pretrained(str(one.base), local_files_only=True).image_processor
@@ -59,9 +59,9 @@ def test_the_base_is_laid_with_the_trainings_own_limits_of_pixels(
 
 @pytest.mark.parametrize("other", ["weights", "pixels"])
 def test_another_base_in_the_folder_is_refused(toy_base: Path, toy_encoder: Any, tmp_path: Path, other: str) -> None:
-    from vcot.training.served import ServedModel
+    from vcot.training.served import VllmServer
 
-    one = ServedModel("http://localhost:1/v1", tmp_path / "vllm", questions(toy_encoder, tmp_path), toy_encoder)
+    one = VllmServer("http://localhost:1/v1", tmp_path / "vllm", questions(toy_encoder, tmp_path), toy_encoder)
     one.lay(toy_base)
     changed = one.base / ("model.safetensors" if other == "weights" else "processor_config.json")
     data = changed.read_bytes()
@@ -73,13 +73,13 @@ def test_another_base_in_the_folder_is_refused(toy_base: Path, toy_encoder: Any,
 
 def test_one_rank_hands_over_for_all_that_draw_from_a_server(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
     from vcot.models.loading import attach_lora, load_base
-    from vcot.training.served import ServedModel, is_loopback
+    from vcot.training.served import VllmServer, is_loopback
 
     model = attach_lora(load_base(toy_base, dtype="float32"), r=4, alpha=8, dropout=0.0)
     asked = questions(toy_encoder, tmp_path)
     with served(toy_base, toy_encoder.processor) as server:
         first, other = (
-            ServedModel(server.url, tmp_path / "vllm", asked, toy_encoder, hands_over=hands) for hands in (True, False)
+            VllmServer(server.url, tmp_path / "vllm", asked, toy_encoder, hands_over=hands) for hands in (True, False)
         )
         name = first.name_of(0)
         first.publish(model, name)
@@ -126,12 +126,12 @@ def test_a_prompt_that_the_server_reads_otherwise_is_refused(toy_base: Path, toy
 
 def test_a_server_that_vanishes_is_waited_for_and_then_told(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
     from vcot.models.loading import attach_lora, load_base
-    from vcot.training.served import ServedModel
+    from vcot.training.served import VllmServer
 
     model = attach_lora(load_base(toy_base, dtype="float32"), r=4, alpha=8, dropout=0.0)
     asked = questions(toy_encoder, tmp_path)
     with served(toy_base, toy_encoder.processor) as server:
-        one = ServedModel(server.url, tmp_path / "vllm", asked, toy_encoder, retries=2)
+        one = VllmServer(server.url, tmp_path / "vllm", asked, toy_encoder, retries=2)
         one.wait()
         one.publish(model, one.name_of(0))
         server.faults["completions"] = [503, 500]

@@ -31,7 +31,7 @@ from vcot.errors import InputError
 from vcot.grounding.ways import LearnedWay
 from vcot.records import StageMarker
 from vcot.records.base import Record
-from vcot.records.metadata import TrainMetadata
+from vcot.records.metadata import EvaluateMetadata, TrainMetadata
 from vcot.records.reply import Promotion
 from vcot.records.shards import DONE, EVALUATE, OF_SAMPLES, TRAIN, StageKind, read_marker
 from vcot.storage import NotFound, Store, append, join, name, numbered
@@ -170,10 +170,21 @@ class Subject:
         return ("ground",) if self.train is None else self.train.marker.metadata.contract.ways
 
 
-def evaluation_at(store: Store, uri: str) -> Finished:
+def evaluation_at(store: Store, uri: str) -> Finished[EvaluateMetadata]:
     """A finished evaluation: the stage itself, or the run that has one. Raises InputError: there is none."""
     uri = uri.rstrip("/")
     return Finished.at(store, uri if store.stat(join(uri, DONE)) is not None else join(uri, EVALUATE.name), EVALUATE)
+
+
+def evaluation_of(store: Store, train_uri: str, train_sha256: str, uri: str | None = None) -> Finished | None:
+    """A finished evaluation of this very model: the one at `uri`, else the one beside its train stage; None: it is of
+    another. Raises InputError: there is none at `uri`."""
+    if uri is None:
+        uri = join(train_uri.rpartition("/")[0], EVALUATE.name)
+        if store.stat(join(uri, DONE)) is None:
+            return None
+    found = evaluation_at(store, uri)
+    return found if found.marker.inputs.get(join(train_uri, DONE)) == train_sha256 else None
 
 
 def is_endpoint(uri: str) -> bool:
@@ -242,7 +253,7 @@ def promoted(
     when = moment(occasion)
     pointer = _resolve(store, pointer_uri, join(run_uri, when, f"{name(pointer_uri)}.json"))
     found = pointer.promotion
-    train = unchanged(store, found.train_uri, TRAIN, found.train_sha256, pointer)
+    train = promoted_stage(store, found.train_uri, TRAIN, found.train_sha256, pointer)
     samples = Finished.at(store, samples_uri or found.samples_uri, *OF_SAMPLES)
     if fail_if_worse_than:
         baseline = evaluation_at(store, fail_if_worse_than)
@@ -250,7 +261,7 @@ def promoted(
         there = numbered(store, pointer_uri)
         oldest = Pointer.at(store, there[min(there)])
         passed = oldest.promotion
-        baseline = unchanged(store, passed.evaluation_uri, EVALUATE, passed.evaluation_sha256, oldest)
+        baseline = promoted_stage(store, passed.evaluation_uri, EVALUATE, passed.evaluation_sha256, oldest)
     parts = json.dumps([train.sha256, samples.sha256, dict(asked), __version__], sort_keys=True)
     key = hashlib.sha256(parts.encode()).hexdigest()[:12]
     logging.get().info("evaluating the promoted model", model=train.uri, pointer=pointer.uri, occasion=when)
@@ -280,7 +291,7 @@ def _resolve(store: Store, pointer_uri: str, uri: str) -> Pointer:
     return pointer
 
 
-def unchanged(store: Store, uri: str, kind: StageKind[Record, M], sha256: str, pointer: Pointer) -> Finished[M]:
+def promoted_stage(store: Store, uri: str, kind: StageKind[Record, M], sha256: str, pointer: Pointer) -> Finished[M]:
     """A stage that a promotion names. Raises InputError: it is another one by now."""
     stage = Finished.at(store, uri, kind)
     if stage.sha256 != sha256:

@@ -37,6 +37,7 @@ SHARD_BYTES = 1 << 30
 """Of one file of weights, at most, unless one tensor is larger. While it is written it is in memory twice."""
 
 INDEX = "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 PREFIX = "base_model.model."
 """PEFT writes it before the name of a module."""
 LORA_A, LORA_B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
@@ -73,8 +74,7 @@ def merge_adapter(base: Path, adapter: Path, out: Path, *, shard_bytes: int = SH
         )
     out.mkdir(parents=True, exist_ok=True)
     _write_json(out / "config.json", _config(base))
-    if (generation := _generation_config(base)) is not None:
-        _write_json(out / "generation_config.json", generation)
+    write_generation_config(base, out)
     error, change, size = 0.0, 0.0, 0
     index: dict[str, str] = {}
     shards = list(_shards(_sizes(base, weights), shard_bytes))
@@ -154,13 +154,13 @@ def _config(base: Path) -> dict[str, Any]:
     return config if {"dtype", "torch_dtype"} & config.keys() else config | {"torch_dtype": "bfloat16"}
 
 
-def _generation_config(base: Path) -> dict[str, Any] | None:
+def write_generation_config(base: Path, out: Path) -> None:
     """The base's tokens, and greedy: servers take what stands there for their defaults, and a penalty for repetition
     (1.05 in Qwen2.5-VL's) punishes digits that were used before, and so bends coordinates."""
-    if not (base / "generation_config.json").is_file():
-        return None
-    found = json.loads((base / "generation_config.json").read_bytes())
-    return {name: value for name, value in found.items() if name.endswith("_token_id")} | {"do_sample": False}
+    if (base / GENERATION).is_file():
+        found = json.loads((base / GENERATION).read_bytes())
+        tokens = {name: value for name, value in found.items() if name.endswith("_token_id")}
+        _write_json(out / GENERATION, tokens | {"do_sample": False})
 
 
 def _sizes(base: Path, weights: Mapping[str, str]) -> dict[str, int]:

@@ -1,4 +1,5 @@
-"""A promoted model on this disk, as servers want it, every file held against the digests that the promotion names.
+"""A promoted model on this disk, as servers want it, its files held against digests: of a train stage and its base
+against those that the promotion names, of weights that were merged since against the manifest beside them.
 
     <into>/promotion.json    which promotion, and whether all of it is here
            train/            the train stage: its marker, and the files of the model that the marker names
@@ -19,49 +20,56 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vcot import logging
-from vcot.errors import InputError, SettingsError
-from vcot.evaluation.subjects import Finished, Pointer, unchanged
+from vcot.errors import InputError, VcotError
+from vcot.evaluation.subjects import Finished, Pointer, promoted_stage
 from vcot.records.metadata import TrainMetadata
 from vcot.records.shards import DONE, TRAIN
 from vcot.storage import Store, join
-from vcot.storage.folders import fetch_files, fetch_folder, fetch_with_digest
+from vcot.storage.folders import fetch_base, fetch_files, fetch_folder
 from vcot.tokens import is_processor_file
-from vcot.training.card import published_there
+from vcot.training.card import published_there, wrong_in_vllm
 
 PROMOTION = "promotion.json"
 CONTRACT = "contract.json"
-Kind = Literal["adapter", "merged", "full", "contract"]
+Kind = Literal["adapter", "merged", "model", "contract"]
 
 
-def deliver(store: Store, pointer: Pointer, into: Path, *, weights: bool = True) -> Kind:
+def deliver(
+    store: Store, pointer: Pointer, into: Path, *, weights: bool = True, merged: bool = True, vllm: bool = False
+) -> Kind:
     """Lays the model; what is there of this promotion is held against its digests, and not fetched again.
-
-    Merged weights that jobs.publish has laid beside the train stage are preferred: they spare the adapter's cost at
-    each token.
 
     Args:
         weights: False: only train/model/contract.json, which says how the model writes boxes.
+        merged: weights that jobs.publish has merged beside the train stage, and held against base + adapter, are
+            preferred: they spare the adapter's cost at each token.
+        vllm: refuse what vLLM would not serve, or serve wrongly.
 
-    Raises InputError: a file is not the one that was promoted. TemporaryError: there is no room for it.
+    Raises InputError: a file is not the one that was promoted, or the model is nothing for vLLM. TemporaryError: there
+    is no room for it.
     """
-    train = unchanged(store, pointer.promotion.train_uri, TRAIN, pointer.promotion.train_sha256, pointer)
+    train = promoted_stage(store, pointer.promotion.train_uri, TRAIN, pointer.promotion.train_sha256, pointer)
     trained = train.marker.metadata
-    merged = join(train.uri.rpartition("/")[0], "publish", "merged")
+    there = join(train.uri.rpartition("/")[0], "publish", "merged")
     kind: Kind = "adapter"
     if not weights:
         kind = "contract"
     elif trained.tune == "full":
-        kind = "full"
-    elif _is_merged(store, merged, train.sha256):
+        kind = "model"
+    elif merged and _is_merged(store, there, train.sha256):
         kind = "merged"
+    if vllm and kind != "contract" and (reasons := wrong_in_vllm(kind, train.marker)):
+        raise InputError(f"{train.uri}: {' '.join(reasons)} (--server any: fetch it all the same)")
     said = {"pointer": pointer.uri, "sha256": pointer.sha256, "train": train.uri, "kind": kind}
     logging.get().info("fetching the promoted model", pointer=pointer.uri, model=train.uri, kind=kind)
     _begin(into, said)
     if kind == "merged":
-        fetch_folder(store, merged, into / "served")
+        folder = fetch_folder(store, there, into / "served")
+        if folder != into / "served":  # it lies on this machine
+            _lay(into / "served", folder.iterdir())
     else:
         _fetch_stage(store, train, into / "train", only_contract=kind == "contract")
-    if kind == "full":
+    if kind == "model":
         _lay(into / "served", (into / "train" / trained.model).iterdir())
     elif kind == "adapter":
         _fetch_base(store, pointer.promotion.base_uri, trained.base_sha256, into / "base")
@@ -75,11 +83,15 @@ def deliver(store: Store, pointer: Pointer, into: Path, *, weights: bool = True)
 
 
 def _is_merged(store: Store, uri: str, train_sha256: str) -> bool:
+    """Whether merged weights are there that were held against base + adapter."""
     try:
-        return published_there(store, uri, train_sha256) is not None
-    except SettingsError as error:
+        said = published_there(store, uri, train_sha256)
+        if said is not None and "agreement" not in said:
+            raise InputError(f"{uri} was not held against base + adapter (publish --questions 0)")
+    except (VcotError, KeyError, ValueError) as error:
         logging.get().warning("merged weights are passed over", why=str(error))
         return False
+    return said is not None
 
 
 def _begin(into: Path, said: dict[str, Any]) -> None:
@@ -105,13 +117,7 @@ def _fetch_stage(store: Store, train: Finished[TrainMetadata], into: Path, *, on
 
 
 def _fetch_base(store: Store, uri: str, sha256: str, into: Path) -> None:
-    folder, found = fetch_with_digest(store, uri, into)
-    if found != sha256:
-        if folder == into:
-            shutil.rmtree(into)  # damaged on its way, perhaps: the next try begins anew
-        raise InputError(
-            f"{uri} is not the base that was trained on: its digest is {found[:12]}…, it was {sha256[:12]}…"
-        )
+    folder = fetch_base(store, uri, sha256, into)
     if folder != into:  # it lies on this machine
         _lay(into, folder.iterdir())
 

@@ -11,7 +11,7 @@ from vcot import __version__, logging
 from vcot.evaluation.checkpoint import Checkpoint
 from vcot.evaluation.models import forms_of
 from vcot.evaluation.page import headline
-from vcot.evaluation.subjects import Finished, ModelFound, evaluation_at
+from vcot.evaluation.subjects import Finished, ModelFound, evaluation_of
 from vcot.storage import Store, join
 from vcot.storage import name as last_part
 from vcot.tokens import Encoder
@@ -85,10 +85,5 @@ def _card(store: Store, found: ModelFound) -> dict[str, Any]:
 
 
 def _numbers(store: Store, train: Finished) -> dict[str, Any]:
-    run = train.uri.rpartition("/")[0]
-    if store.stat(join(run, "evaluate", "_done", "stage.json")) is None:
-        return {}
-    evaluation = evaluation_at(store, run)
-    if not train.input.items() <= evaluation.marker.inputs.items():
-        return {}
-    return headline(json.loads(store.read(join(evaluation.uri, "report.json"))))
+    evaluation = evaluation_of(store, train.uri, train.sha256)
+    return {} if evaluation is None else headline(json.loads(store.read(join(evaluation.uri, "report.json"))))

@@ -158,13 +158,28 @@ def fetch_with_digest(store: Store, uri: str, into: Path) -> tuple[Path, str]:
     return folder, folder_digest(store, uri if _local(uri) is None and read_manifest(store, uri) else str(folder))
 
 
+def fetch_base(store: Store, uri: str, sha256: str, into: Path) -> Path:
+    """The folder of a base, whole. Raises InputError: it is not the one of this digest."""
+    folder, found = fetch_with_digest(store, uri, into)
+    if found != sha256:
+        if folder == into:
+            shutil.rmtree(into)  # damaged on its way, perhaps: the next try begins anew
+        raise InputError(
+            f"{uri} is not the base that was trained on: its digest is {found[:12]}…, it was {sha256[:12]}…"
+        )
+    return folder
+
+
 def fetch_files(store: Store, uri: str, files: Mapping[str, str], into: Path) -> Path:
-    """Files of a folder, name → sha256 as the marker of the stage that made them says, and no other.
+    """Files of a folder, name → sha256 as the marker of the stage that made them says, and no other; not again those
+    that are there.
 
     Raises InputError: one is not what its marker says.
     """
     for name, sha256 in files.items():
         path = into / name
+        if path.is_file() and file_digest(path) == sha256:
+            continue
         path.parent.mkdir(parents=True, exist_ok=True)
         store.download(join(uri, name), path)
         if (found := file_digest(path)) != sha256:

@@ -157,6 +157,7 @@ def check_merged(tuned: TunedModel, merged: Path, questions: Sequence[Question],
         wanted = logits_of(model, replies)
     with tuned.base() as model:
         base = logprobs_of(model, replies)
+    del model  # or two would be in memory at once
     tuned.drop()
     model = load_base(merged, dtype=tuned.dtype)
     found, said = logits_of(model, replies), greedy(model, questions, encoder)
@@ -169,6 +170,7 @@ def check_served(tuned: TunedModel, said: Sequence[Said]) -> Agreement:
     replies = [(one.question, one.ids) for one in said]
     with tuned.ours() as model:
         ours = logprobs_of(model, replies)
+    del model
     with tuned.base() as model:
         base = logprobs_of(model, replies)
     return Agreement.between([torch.tensor(one.logprobs) for one in said], ours, base)

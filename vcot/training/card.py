@@ -233,6 +233,25 @@ def serving(kind: Kind, uri: str, served_name: str, marker: StageMarker[Any, Tra
     return [fetch, *lines] if fetch else lines
 
 
+def wrong_in_vllm(kind: str, marker: StageMarker[Any, TrainMetadata]) -> list[str]:
+    """Why vLLM does not serve a model, or not as it was trained, in sentences; empty where nothing is known."""
+    found = []
+    merge = "serve the merged weights (`python -m jobs.publish --merge`)"
+    if kind == "adapter" and marker.settings.get("use_dora"):
+        found.append(f"vLLM does not load DoRA: {merge}.")
+    if kind == "adapter" and marker.settings.get("targets", "language") != "language":
+        found.append(
+            "This adapter changes the merger or the vision tower too, which vLLM applies for some families only: "
+            f"{merge}, or verify."
+        )
+    if marker.metadata.contract.roles:
+        found.append(
+            "The rationale is a turn of its own with an end of its own; vLLM ends its reply there, and has to be asked "
+            "on for the answer (`python -m jobs.serve` goes on by itself)."
+        )
+    return found
+
+
 def _notes(kind: Kind, marker: StageMarker[Any, TrainMetadata]) -> list[str]:
     trained, notes = marker.metadata, []
     if kind == "adapter":
@@ -240,25 +259,13 @@ def _notes(kind: Kind, marker: StageMarker[Any, TrainMetadata]) -> list[str]:
             "With other limits of pixels a server shows the model other images than it was trained on, and a penalty "
             "for repetition bends coordinates: both stand on the command line, for the base's own files say otherwise."
         ]
-        if marker.settings.get("use_dora"):
-            notes += ["vLLM does not load DoRA: serve the merged weights (`python -m jobs.publish --merge`)."]
-        if marker.settings.get("targets", "language") != "language":
-            notes += [
-                "This adapter changes the merger or the vision tower too, which vLLM applies for some families only: "
-                "serve the merged weights (`python -m jobs.publish --merge`), or verify."
-            ]
     if kind == "merged" and trained.tune == "qlora":
         notes += [
             "The adapter was trained, and is evaluated by default, on the base in 4 bits; here it is merged into the "
             "base as it is, so figures differ a little from those above. `python -m jobs.evaluate --subject` with this "
             "folder measures them."
         ]
-    if trained.contract.roles:
-        notes += [
-            "The rationale is a turn of its own with an end of its own; a server ends its reply there, and has to be "
-            "asked on for the answer."
-        ]
-    return notes
+    return notes + wrong_in_vllm(kind, marker)
 
 
 def _pixels(contract: Contract) -> str:

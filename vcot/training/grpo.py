@@ -56,7 +56,7 @@ from vcot.training.measures import Measure, Necessity, Reply
 from vcot.training.memory import twice
 from vcot.training.questions import Curriculum, Questions
 from vcot.training.rounds import Rounds, drawn_here
-from vcot.training.served import ServedModel, is_loopback
+from vcot.training.served import VllmServer, is_loopback
 from vcot.training.setup import TrainResult, training_arguments
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # a warning at each start, of `rollout_func`
@@ -111,7 +111,7 @@ class RewardedTrainer(Checkpointed, GRPOTrainer):  # type: ignore[misc]  # the l
         self, model: Any, arguments: GRPOConfig, *, encoder: Encoder, questions: Questions,
         rewards: Sequence[Weighed], draw: Draw, questions_per_step: int, redraws: int, compute: torch.dtype,
         start: int, keep: Keep, curriculum: Curriculum,
-        measures: Mapping[str, Measure] = MappingProxyType({}), served: ServedModel | None = None, **shared: Any,
+        measures: Mapping[str, Measure] = MappingProxyType({}), served: VllmServer | None = None, **shared: Any,
     ) -> None:  # fmt: skip
         from datasets import Dataset
 
@@ -428,7 +428,7 @@ def learn_from_rewards(
     if options.rollouts == "vllm" and not rounds.over:
         # On this pod's own address each pod has a server of its own; else all have one.
         hands_over = context.first_of_pod if is_loopback(options.vllm_url) else context.first
-        served = ServedModel(options.vllm_url, Path(options.vllm_folder), questions, encoder, hands_over=hands_over)
+        served = VllmServer(options.vllm_url, Path(options.vllm_folder), questions, encoder, hands_over=hands_over)
         served.lay(base)
         served.wait()
         draw = served.drawn

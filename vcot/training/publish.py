@@ -16,6 +16,7 @@ from torch import distributed
 
 from vcot import __version__, logging
 from vcot.models.device import device
+from vcot.models.merge import write_generation_config
 from vcot.records import Folder
 from vcot.records.metadata import Losses, NoMetadata, TrainMetadata
 from vcot.settings import Settings
@@ -86,6 +87,7 @@ def write_model(
         raise disk_error(error) from None
     if not first:
         return
+    write_generation_config(folder, folder)
     encoder.processor.save_pretrained(str(folder))
     about = {"contract": encoder.contract.model_dump(mode="json"), "base": dict(base)}
     (folder / "contract.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")

@@ -22,11 +22,12 @@ from vcot import logging
 from vcot.errors import GateFailed, SettingsError
 from vcot.models.device import DtypeName, compute_dtype, device, free_bytes
 from vcot.models.merge import merge_adapter
+from vcot.models.shapes import Shapes
 from vcot.records.metadata import TrainMetadata
 from vcot.tokens import Encoder, is_processor_file
 from vcot.tokens.encoder import check_contract
 from vcot.training.agreement import Agreement, TunedModel, check_merged
-from vcot.training.asking import Question
+from vcot.training.asking import REPLY_TOKENS, Question
 from vcot.training.checkpoints import disk_error
 
 OWN_OF_A_MODEL = {"config.json", "contract.json"}
@@ -55,7 +56,7 @@ def merged_folder(
         InputError: what cannot be merged (`merge_adapter`); plain loading does not give the processor of the training.
     """
     if questions:
-        _demand_memory(base, dtype)
+        _demand_memory(base, dtype, len(questions))
     try:
         merged = merge_adapter(base, adapter, out)
     except SafetensorError as error:
@@ -76,9 +77,10 @@ def merged_folder(
     return said | {"dtype": str(compute_dtype(dtype)).removeprefix("torch."), "agreement": asdict(found)}, found
 
 
-def _demand_memory(base: Path, dtype: DtypeName) -> None:
+def _demand_memory(base: Path, dtype: DtypeName, questions: int) -> None:
     stored = sum(path.stat().st_size for path in base.glob("*.safetensors"))
-    needed = int(1.2 * stored * compute_dtype(dtype).itemsize / 2)
+    logits = 2 * questions * REPLY_TOKENS * Shapes.read(base).vocabulary * 4  # of both models; not on the GPU
+    needed = int(1.2 * stored * compute_dtype(dtype).itemsize / 2) + logits
     if needed > (free := free_bytes()):
         raise SettingsError(
             f"to hold merged weights against base + adapter takes about {needed / 2**30:.1f} GiB of memory "

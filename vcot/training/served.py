@@ -1,6 +1,6 @@
 """Replies from a vLLM server that stands beside the training (`--rollouts vllm`), on other GPUs.
 
-    model = ServedModel(url, folder, questions, encoder)
+    model = VllmServer(url, folder, questions, encoder)
     model.lay(base)                   <folder>/base, for the server to begin with
     model.publish(policy, step)       the adapters as they are now, under a name of their own
     model.drawn(…, numbers, decoding) of each question its replies: tokens, and how likely the server found them
@@ -48,7 +48,7 @@ STARTS_WITHIN = 1200.0
 """Seconds that it may take to load its weights."""
 
 
-class ServedModel:
+class VllmServer:
     """
     Args:
         url: of its OpenAI-compatible interface, mostly ending in /v1.
