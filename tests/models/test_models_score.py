@@ -14,7 +14,7 @@ from tests.fakes.families import KNOWN
 from tests.training.toy import by_text, drawn
 from vcot.models.branches import Branch, score_branches
 from vcot.models.decoding import Decoding
-from vcot.models.generation import generate, score_continuations
+from vcot.models.generation import generate, placeholders, score_continuations
 from vcot.models.loading import load_base
 from vcot.storage.images import decode
 from vcot.tokens import Encoder, contract_of, load_processor, native_frame
@@ -126,8 +126,9 @@ def test_greedy_replies_are_the_librarys_own_and_score_as_they_were_said(
     model, encoder = loaded
     batch = batch_of(encoder, questions())
     config = GenerationConfig(
-        do_sample=False, max_new_tokens=12, pad_token_id=0, eos_token_id=[len(encoder.processor.tokenizer) - 1]
-    )
+        do_sample=False, max_new_tokens=12, pad_token_id=0, eos_token_id=[len(encoder.processor.tokenizer) - 1],
+        suppress_tokens=placeholders(model.config),
+    )  # fmt: skip
     theirs = model.generate(**encoder.family.model_inputs(batch), generation_config=config)
     ours = generate(model, batch, Decoding(12), eos_token_ids=config.eos_token_id)
     assert [reply.ids for (reply,) in ours] == theirs[:, batch["input_ids"].shape[1] :].tolist()

@@ -259,7 +259,9 @@ def test_a_rationale_with_a_turn_of_its_own_is_learned_and_what_is_put_behind_it
         assert mask == [int(one) for one in drawn_]
         assert one.tokens == len(ids)
         assert one.text == encoder.decode(ids)
-        assert one.ended == (len(ids) in [place + 1 for place in ended] and len(ids) != first)
+        # By a second end, or by one that is not the rationale's.
+        over = len(ids) != first or ids[-1] != end
+        assert one.ended == (len(ids) in [place + 1 for place in ended] and over)
         whole += one.ended and "\nAnswer:" in one.text
         batch = asked.prompts([int(one.sample.removeprefix("train-"))])
         more = torch.tensor([ids])
@@ -273,7 +275,7 @@ def test_a_rationale_with_a_turn_of_its_own_is_learned_and_what_is_put_behind_it
         entropies += float(-(likely.exp() * likely).sum(-1)[torch.tensor(drawn_)].sum())
         learned += sum(drawn_)
         weighed += one.advantage * sum(drawn_)
-    assert whole > 2
+    assert whole > 1
     assert lines_[0]["loss"] == pytest.approx(-weighed / learned, abs=1e-4)
     assert lines_[0]["entropy"] == pytest.approx(entropies / learned, rel=1e-4)
     assert lines_[0]["cut_off"] == pytest.approx(sum(not one.ended for one in kept[0]) / len(kept[0]))
