@@ -223,7 +223,7 @@ def test_asked_to_stop_two_processes_leave_whole_shards_and_no_scratch(tmp_path:
     place, scratch = str(tmp_path / "run"), tmp_path / "scratch"
     scratch.mkdir()
     (made,) = rows(place, "t")
-    shards = [[made.model_copy(update={"id": f"{n}-{row}"}) for row in range(100)] for n in range(12)]
+    shards = [[made.model_copy(update={"id": f"{n}-{row}"}) for row in range(100)] for n in range(24)]
     distilled(place, shards)
     flags = ["--run-uri", place, "--base-uri", str(toy_base), "--processes", "2", "--max-length", "256"]
     flags += ["--min-pixels", str(MIN_PIXELS), "--max-pixels", str(MAX_PIXELS)]
@@ -237,7 +237,7 @@ def test_asked_to_stop_two_processes_leave_whole_shards_and_no_scratch(tmp_path:
     assert process.returncode == 143, said
     assert 1 <= len(list(done.glob("0*.json"))) < len(shards)
     assert not list(scratch.glob("tokenize-*"))
-    assert tokenize(place, toy_base).row_counts.written == 12 * 100
+    assert tokenize(place, toy_base).row_counts.written == 24 * 100
 
 
 def test_refused_rows_are_counted_listed_and_judged(tmp_path: Path, toy_base: Path) -> None:
