@@ -247,7 +247,7 @@ def test_a_rationale_with_a_turn_of_its_own_is_learned_and_what_is_put_behind_it
     plainly = RewardedTrainer._recorded
     monkeypatch.setattr(RewardedTrainer, "_recorded", lambda *given: recorded.append(plainly(*given)) or recorded[-1])
     given = options(rewards=(f"short={__name__}:short",), loss_type="dapo")
-    result, kept = learn(toy_base, encoder, tmp_path, given, adapter=adapter, max_steps=2, batch_tokens=2000)
+    result, kept = learn(toy_base, encoder, tmp_path, given, adapter=adapter, max_steps=2, batch_tokens=2000, seed=2)
     end, between, lines_ = encoder.eos_token_ids[0], encoder.between, [one for one in result.history if "loss" in one]
     assert len(lines_) == 2
     model, asked = load_adapter(load_base(toy_base, dtype="float32"), adapter), questions(encoder, tmp_path / "again")
@@ -275,7 +275,7 @@ def test_a_rationale_with_a_turn_of_its_own_is_learned_and_what_is_put_behind_it
         entropies += float(-(likely.exp() * likely).sum(-1)[torch.tensor(drawn_)].sum())
         learned += sum(drawn_)
         weighed += one.advantage * sum(drawn_)
-    assert whole > 1
+    assert whole > 2
     assert lines_[0]["loss"] == pytest.approx(-weighed / learned, abs=1e-4)
     assert lines_[0]["entropy"] == pytest.approx(entropies / learned, rel=1e-4)
     assert lines_[0]["cut_off"] == pytest.approx(sum(not one.ended for one in kept[0]) / len(kept[0]))
