@@ -25,7 +25,7 @@ from vcot.distill.endpoint import Endpoint, Unanswered, as_dict, body_of
 from vcot.errors import InputError
 from vcot.evaluation.config import Way
 from vcot.evaluation.endpoint import FLAGS, EndpointForm
-from vcot.evaluation.voting import METHODS, USUAL, Draw, Question, clusters, select
+from vcot.evaluation.voting import METHODS, USUAL, Draw, Question, select
 from vcot.evaluation.ways import Prompt, as_reply, both_turns, look_again, viscot_crop
 from vcot.grounding import Frame, parse, read_reply
 from vcot.grounding.stream import Answering, Boxed, Event, Opened, ReplyStream, Text
@@ -183,9 +183,9 @@ class StreamedModel:
         """answering: all of it is the answer."""
         assert self.form is not None
         request = self.form.request(prompt, self.name, self._decoding if draw is None else self._drawn)
-        await asyncio.to_thread(request.key)  # digests of images are made in it, once
+        key = await asyncio.to_thread(request.key)  # in it digests of images are made, once
         if draw is not None:
-            noise = hashlib.sha256(f"{draw} {request.key()}".encode()).digest()
+            noise = hashlib.sha256(f"{draw} {key}".encode()).digest()
             request = replace(request, options={**request.options, "seed": int.from_bytes(noise[:4]) >> 1})
         stream = ReplyStream(frame)
         if answering:
@@ -264,8 +264,9 @@ def vote(done: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         groups: replies that say the same, the largest first. chosen: method → a reply. missing: method → why not.
     """
     draws = [Draw(one["stated"], right=False, tokens=one["tokens"], logprobs=one["logprobs"]) for one in done]
-    selection = select(Question(draws), measures=USUAL)
-    groups = sorted(clusters(draws), key=lambda group: (-len(group), group))
+    question = Question(draws)
+    selection = select(question, measures=USUAL)
+    groups = sorted(question.clusters, key=lambda group: (-len(group), group))
     return {
         "groups": [{"answer": draws[group[0]].answer, "replies": group} for group in groups],
         "chosen": {method: selection.chosen[method] for method in METHODS if method in selection.chosen},

@@ -163,7 +163,7 @@ class ImagePacker:
     async def url(self, shown: ShownImage | ShownPixels) -> str:
         """The image as a data URL. Raises ImageError: it is missing, changed or broken."""
         # By digest, as a key that is the image itself would keep its pixels.
-        key = shown if isinstance(shown, ShownImage) else (await asyncio.to_thread(lambda: shown.sha256), shown.size)
+        key = shown if isinstance(shown, ShownImage) else (shown.sha256, shown.size)
         if key not in self._packed:
             self._packed[key] = asyncio.ensure_future(asyncio.to_thread(data_url, self._store, shown))
             if len(self._packed) > self._kept:

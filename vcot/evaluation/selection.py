@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vcot.evaluation.calibration import calibration
 from vcot.evaluation.config import Way
-from vcot.evaluation.metrics import Figure, measure
+from vcot.evaluation.metrics import METRICS, Figure, measure_by
 from vcot.evaluation.rationales import UNSCORED
 from vcot.evaluation.voting import SCORED, USUAL, Draw, Measure, Point, Question, Scoring, by_budget, by_samples, select
 from vcot.grounding.tags import split_answer
@@ -109,7 +109,8 @@ def _point(rows: Sequence[Sample], point: Point, why: Mapping[str, str], seed: i
         if name in point.right
     }
     pairs = [(name, "greedy") for name in verdicts if name != "greedy"] if "greedy" in verdicts else []
-    measured, of = measure(verdicts, pairs, seed=seed), "answer_accuracy"
+    of = "answer_accuracy"
+    measured = measure_by({of: METRICS[of]}, verdicts, pairs, score_of=lambda score: score, seed=seed)
     count = len(judged)
 
     def figure(found: Figure) -> dict[str, Any]:  # of questions, however often each was judged

@@ -18,6 +18,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Literal, get_args
 
@@ -84,6 +85,15 @@ class Question:
         if not self.draws:
             raise ValueError("a question without draws has nothing to choose from")
 
+    @cached_property
+    def clusters(self) -> list[list[int]]:
+        """Of all draws; worked out once, as a question is judged by many sets of them."""
+        return clusters(self.draws, self.choices)
+
+    def numbers(self, n: int | None = None, first: int = 0) -> range:
+        """Of n draws from number `first`, or of as many as there are."""
+        return range(len(self.draws))[first:][:n]
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -137,8 +147,8 @@ def select(
     """
     if temperature <= 0 or n == 0:
         raise ValueError(f"a temperature above 0 and a draw to choose are needed; got {temperature} and n={n}")
-    taken = range(len(question.draws))[first:][:n]
-    every, seen = _answers(question, taken)
+    taken, every = question.numbers(n, first), len(question.clusters)
+    seen = _answers(question, taken)
     if not seen:
         return Selection({method: first for method in METHODS if method in measures or method == "majority"}, {}, 0.0)
     draws, groups = question.draws, list(seen.values())
@@ -179,12 +189,10 @@ def select(
     )
 
 
-def _answers(question: Question, taken: range) -> tuple[int, dict[int, list[int]]]:
-    """How many clusters there are; and of those that these draws are in, by number, which of them, in the order in
-    which they first occur."""
-    every = clusters(question.draws, question.choices)
-    drawn = [(column, [i for i in group if i in taken]) for column, group in enumerate(every)]
-    return len(every), dict(sorted((one for one in drawn if one[1]), key=lambda one: one[1]))
+def _answers(question: Question, taken: range) -> dict[int, list[int]]:
+    """Number of a cluster → which of these draws are in it, if any is; in the order in which they first occur."""
+    drawn = [(column, [i for i in group if i in taken]) for column, group in enumerate(question.clusters)]
+    return dict(sorted((one for one in drawn if one[1]), key=lambda one: one[1]))
 
 
 def _scored(question: Question, taken: range) -> dict[int, Sequence[float]]:
@@ -266,12 +274,12 @@ def scoring(question: Question, n: int, *, first: int = 0) -> tuple[Scoring, Sco
     computes the question, a rationale and an answer anew for each of the N x N pairs. Replies without an answer are in
     neither.
     """
-    taken = range(len(question.draws))[first:][:n]
+    taken = question.numbers(n, first)
     rows = [*_scored(question, taken)]
     if not rows or (counts := _token_counts(question, rows)) is None:
         return None
     (rationales, answers), pairs = counts, len(rows) ** 2
-    drawn = {column: len(several) for column, several in _answers(question, taken)[1].items()}
+    drawn = {column: len(several) for column, several in _answers(question, taken).items()}
     shared = question.prompt_tokens + sum(rationales) + len(rows) * sum(answers[column] for column in drawn)
     anew = pairs * question.prompt_tokens + len(rows) * (
         sum(rationales) + sum(many * answers[column] for column, many in drawn.items())
@@ -326,7 +334,7 @@ def by_samples(
     for n in sizes_up_to(most) if sizes is None else sizes:
         if n > 0:
             sets = max(1, fewest // n)
-            taken = [(q, range(len(q.draws))[k * n :][:n]) for k in range(sets) for q in questions]
+            taken = [(question, question.numbers(n, k * n)) for k in range(sets) for question in questions]
             points.append(_point(taken, sets, n, None, temperature, measures))
     return points
 
