@@ -131,14 +131,7 @@ def _publish(settings: PublishSettings, store: Store, trained: Trained, scratch:
     )
     to_uri = settings.to_uri or join(settings.run_uri, "publish", kind)
     base_uri = settings.base_uri or metadata.base_uri
-    said = published_there(store, to_uri, trained.sha256)
-    if said is not None and said["kind"] != kind:
-        raise SettingsError(f"{to_uri} holds this training as {said['kind']}, not as {kind}; give another --to-uri")
-    if said is not None and settings.merge and settings.questions and "agreement" not in said:
-        raise SettingsError(
-            f"{to_uri} was merged with --questions 0 and is not held against base + adapter any more; give another "
-            "--to-uri, or --questions 0 for its card alone"
-        )
+    said = published_there(store, to_uri, trained.sha256, kind)
     if said is None:
         tuned = fetch_files(store, join(trained.uri, metadata.model), metadata.files, scratch / "tuned")
         folder, found = (tuned, dict[str, Any]())
@@ -149,6 +142,11 @@ def _publish(settings: PublishSettings, store: Store, trained: Trained, scratch:
         (folder / PUBLISHED).write_text(json.dumps(said, indent=1, sort_keys=True) + "\n")
         names = [path.name for path in folder.iterdir() if path.is_file()]
         push_folder(store, folder, to_uri, names)
+    elif settings.merge and settings.questions and "agreement" not in said:
+        raise SettingsError(
+            f"{to_uri} was merged with --questions 0 and is not held against base + adapter any more; give another "
+            "--to-uri, or --questions 0 for its card alone"
+        )
     else:
         logging.get().info("nothing left to do but the card: this folder is whole", uri=to_uri)
     readme = fetch_folder(

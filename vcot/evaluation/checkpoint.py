@@ -14,7 +14,7 @@ from vcot.grounding import FrameName
 from vcot.records import Contract
 from vcot.records.metadata import Role, TrainMetadata
 from vcot.storage import NotFound, Store, join
-from vcot.storage.folders import fetch_files, fetch_folder, fetch_with_digest
+from vcot.storage.folders import fetch_base, fetch_files, fetch_folder
 from vcot.tokens import Encoder, contract_of, is_processor_file, load_processor
 
 
@@ -63,10 +63,8 @@ class Checkpoint:
     def load_base(self) -> Any:
         from vcot.models.loading import load_base
 
-        folder, found = fetch_with_digest(self.store, self.base_uri, self.scratch / "base")
-        if found != self.base_sha256:
-            what = "is not the base that was trained on" if self.trained else "has changed since it was first looked at"
-            raise InputError(f"{self.base_uri} {what}: its digest is {found[:12]}…, it was {self.base_sha256[:12]}…")
+        what = "is not the base that was trained on" if self.trained else "has changed since it was first looked at"
+        folder = fetch_base(self.store, self.base_uri, self.base_sha256, self.scratch / "base", what)
         return load_base(folder, quantization=self.quantization, dtype=self.dtype)
 
     def load_tuned(self, base: Any = None) -> Any:

@@ -149,6 +149,11 @@ class EvaluationConfig(BaseModel):
         "blank and wrong ones", shapes_result=False,
     )  # fmt: skip
 
+    @property
+    def draws(self) -> int:
+        """Replies to each question beside the greedy one."""
+        return self.samples if self.samples > 1 else 0
+
     @field_validator("conditions")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:

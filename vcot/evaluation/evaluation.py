@@ -91,7 +91,7 @@ class Evaluation:
             store, self.samples, partners(self.samples, config.seed) if "shuffled" in conditions else (), self.models,
             units(
                 len(self.samples), self.models.names, self.ways, conditions, size,
-                config.samples if config.samples > 1 else 0, config.probe,
+                config.draws, config.probe,
             ), cache_uri, Decoding(config.max_new_tokens, config.temperature, config.samples, config.seed),
             Synonyms.of(config.synonyms), config.seed, score_answers=any(name in config.vote for name in SCORED),
         )  # fmt: skip

@@ -169,15 +169,14 @@ def _of_pool(overlay: Path) -> str | None:
         said = path.read_text() if path.exists() else ""
         if kind := re.search(r"(?:gke-accelerator|instance-gpu-name):\s*(?:nvidia-)?([\w-]+)", said):
             plain = kind[1].removeprefix("tesla-").replace("-", "").removesuffix("gb")
-            found = [name for name in GPUS if name.replace("-", "").startswith(plain)]
             # Of several cards of a name the SXM one, as in GPUS; a100 alone is that of 40 GB.
-            found = [name for name in found if "pcie" not in name or "pcie" in plain]
-            if not found:
+            cards = (name for name in GPUS if "pcie" not in name or "pcie" in plain)
+            if (gpu := next((name for name in cards if name.replace("-", "").startswith(plain)), None)) is None:
                 raise SettingsError(
                     f"--overlay={overlay}: its node pool asks for {kind[1]}, which is none of {', '.join(GPUS)}; say "
                     "with --gpu which of these comes nearest, and with --gpu-memory-gib what it holds"
                 )
-            return found[0]
+            return gpu
     return None
 
 
@@ -419,14 +418,13 @@ def _evaluate(
     price: float | None,
 ) -> StageEstimate:  # fmt: skip
     """learned: ways that the examples are made in (tokenize --learn)."""
-    questions = min(data.held_out, settings.max_samples or data.held_out)
     from vcot.evaluation.runner import units
 
+    questions = min(data.held_out, settings.max_samples or data.held_out)
     ways: list[Way] = [way for way in WAYS if way in (settings.ask or learned)] or ["ground"]
     base: list[Model] = ["base"] if settings.native_form == "as-tuned" else ["base", "native"]
     models: list[Model] = [*(base if settings.ask_base else ()), "subject"]
-    draws = settings.samples if settings.samples > 1 else 0
-    asked = units(1, models, ways, settings.conditions, 1, draws, settings.probe)
+    asked = units(1, models, ways, settings.conditions, 1, settings.draws, settings.probe)
     times = sum(unit.draws or 1 for unit in asked)
     found, tokens = flops_of(shapes, train, data.examples, data.learned)
     mean = tokens / len(data.examples[:COUNTED])

@@ -20,7 +20,7 @@ PROMOTION = "vcot/promotion"
 
 
 def roll_out(store: Store, cluster: ClusterClient, pointer_uri: str, deployments: Sequence[str]) -> list[str]:
-    """Has the Deployments serve the newest promotion of a line, and returns those that were changed.
+    """Has the Deployments serve the newest promotion of a line, and returns the one that was changed, if any.
 
     One after the other, in this order: the next is changed by a later call that finds all pods of those before it up
     with that promotion. So a page never reads a model by the contract of one that is still to come, or never does.
@@ -34,7 +34,6 @@ def roll_out(store: Store, cluster: ClusterClient, pointer_uri: str, deployments
     if pointer_uri.endswith(".json"):
         logging.get().info("one promotion is named, and stays", promotion=pointer_uri)
         return []
-    changed = []
     for name in deployments:
         deployment = cluster.get("Deployment", name)
         if deployment is None:
@@ -45,15 +44,14 @@ def roll_out(store: Store, cluster: ClusterClient, pointer_uri: str, deployments
                 logging.get().info("the newest promotion is served", deployment=name, promotion=wanted.uri)
                 continue
             logging.get().info("a promotion is being rolled out", deployment=name, promotion=wanted.uri)
-            break
+            return []
         # Also where nothing is written yet, though its pods have taken the newest: a revision without a name could not
         # be gone back to.
         change = {"metadata": {"annotations": {PROMOTION: wanted.uri}}}
         cluster.patch("Deployment", name, {"spec": {"template": change}})
         logging.get().info("a new promotion is rolled out", deployment=name, promotion=wanted.uri)
-        changed.append(name)
-        break
-    return changed
+        return [name]
+    return []
 
 
 def _is_up(deployment: Mapping[str, Any]) -> bool:

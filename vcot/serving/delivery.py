@@ -85,7 +85,7 @@ def deliver(
 def _is_merged(store: Store, uri: str, train_sha256: str) -> bool:
     """Whether merged weights are there that were held against base + adapter."""
     try:
-        said = published_there(store, uri, train_sha256)
+        said = published_there(store, uri, train_sha256, "merged")
         if said is not None and "agreement" not in said:
             raise InputError(f"{uri} was not held against base + adapter (publish --questions 0)")
     except (VcotError, KeyError, ValueError) as error:

@@ -158,15 +158,15 @@ def fetch_with_digest(store: Store, uri: str, into: Path) -> tuple[Path, str]:
     return folder, folder_digest(store, uri if _local(uri) is None and read_manifest(store, uri) else str(folder))
 
 
-def fetch_base(store: Store, uri: str, sha256: str, into: Path) -> Path:
-    """The folder of a base, whole. Raises InputError: it is not the one of this digest."""
+def fetch_base(
+    store: Store, uri: str, sha256: str, into: Path, otherwise: str = "is not the base that was trained on"
+) -> Path:
+    """The folder of a base, whole. Raises InputError: it is not the one of this digest, in the words of `otherwise`."""
     folder, found = fetch_with_digest(store, uri, into)
     if found != sha256:
         if folder == into:
             shutil.rmtree(into)  # damaged on its way, perhaps: the next try begins anew
-        raise InputError(
-            f"{uri} is not the base that was trained on: its digest is {found[:12]}…, it was {sha256[:12]}…"
-        )
+        raise InputError(f"{uri} {otherwise}: its digest is {found[:12]}…, it was {sha256[:12]}…")
     return folder
 
 

@@ -283,9 +283,8 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
     if image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
-        white.paste(
-            image, mask=image
-        )  # as alpha_composite would, to the bit, with two images in memory in place of five
+        # As alpha_composite would, to the bit, with two images in memory in place of five.
+        white.paste(image, mask=image)
         return white
     return image.convert("RGB")
 

@@ -91,10 +91,10 @@ PUBLISHED = "published.json"
 """Says of a folder of which training it is and, of merged weights, what they came to."""
 
 
-def published_there(store: Store, uri: str, train_sha256: str) -> dict[str, Any] | None:
+def published_there(store: Store, uri: str, train_sha256: str, kind: Kind) -> dict[str, Any] | None:
     """What `published.json` of a whole folder says; None: nothing whole is there.
 
-    Raises SettingsError: it is of another training.
+    Raises SettingsError: it is of another training, or of another kind.
     """
     manifest = read_manifest(store, uri)
     if manifest is None or not manifest.whole or PUBLISHED not in manifest.files:
@@ -104,6 +104,8 @@ def published_there(store: Store, uri: str, train_sha256: str) -> dict[str, Any]
         raise SettingsError(
             f"{uri} holds what was published of {found['train_uri']}, another training; give another --to-uri"
         )
+    if found["kind"] != kind:
+        raise SettingsError(f"{uri} holds this training as {found['kind']}, not as {kind}; give another --to-uri")
     return found
 
 
