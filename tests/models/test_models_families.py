@@ -4,6 +4,7 @@ learns a handful of examples by heart."""
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from transformers import Trainer
+from transformers import AttentionMaskInterface, Trainer
+from transformers.masking_utils import sdpa_mask
 
 from tests.fakes.families import KNOWN
 from tests.training.toy import by_text, config, drawn, encoded, examples, loss_sum, tune, write_examples
 from vcot.errors import InputError
+from vcot.models.attention import NAME
 from vcot.models.decoding import Decoding
 from vcot.models.families import FAMILIES, family_in
 from vcot.models.generation import generate
@@ -154,6 +157,46 @@ def test_packed_rows_teach_what_they_teach_alone(
         expected = sum(each[name] for _, each in alone if name in each)
         # By the tensor: single entries near nothing differ by what another order of adding leaves.
         assert (value - expected).norm() <= 1e-5 * expected.norm() + 1e-9, name
+
+
+def test_packed_rows_beyond_context_keep_rope_scaling(family_base: Bases, tmp_path: Path) -> None:
+    """Dynamic RoPE scaling depends on the largest position of a row, not of the packed batch."""
+    base = shutil.copytree(family_base("internvl"), tmp_path / "base")
+    settings = json.loads((base / "config.json").read_text())
+    encoder = encoder_of(base)
+    alone = [batch_of(encoder, tmp_path, rows=[row]) for row in (0, 1)]
+    text = settings["text_config"]
+    text["max_position_embeddings"] = max(batch["input_ids"].shape[1] for batch in alone) + 1
+    text["rope_parameters"] = text["rope_parameters"] | {"rope_type": "dynamic", "factor": 2.0}
+    (base / "config.json").write_text(json.dumps(settings))
+    model = load_base(base, dtype="float32")
+    with torch.no_grad():
+        expected = sum(loss_sum(model, batch).item() for batch in alone)
+        together = loss_sum(model, batch_of(encoder, tmp_path, rows=[0, 1], packed=True)).item()
+    assert together == pytest.approx(expected, rel=1e-5)
+
+
+@every_family
+@pytest.mark.parametrize("packed", [True, False])
+def test_training_batch_needs_no_attention_mask(
+    family_base: Bases, model_type: str, tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mask of tokens × tokens would exclude the fast kernels and grow with the square of the batch."""
+    base = family_base(model_type)
+    batch = batch_of(encoder_of(base), tmp_path, rows=[0, 2, 1], packed=packed)
+    model = load_base(base, dtype="float32")
+    masks: list[Any] = []
+
+    def record_mask(*arguments: Any, **named: Any) -> Any:
+        masks.append(sdpa_mask(*arguments, **named))
+        return masks[-1]
+
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, NAME, record_mask)
+    bounds = {name: batch[name] for name in ("row_bounds", "longest_row") if name in batch}
+    with torch.no_grad():
+        model(**family_in(base).model_inputs(batch), **bounds, labels=batch["labels"], want="loss")
+    assert masks
+    assert all(mask is None for mask in masks)
 
 
 @every_family

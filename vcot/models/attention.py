@@ -160,14 +160,21 @@ def attention(
     return out[None], None
 
 
-def _without_text_positions(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """Of packed rows the language model gets the three rows of mRoPE alone.
+def _drop_packed_positions(language_model: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """Remove the positions from which transformers would find packed rows and build a mask of T × T numbers.
 
-    From a fourth row it would find the bounds by itself, and make a mask of T × T numbers of them.
+    `row_bounds` already keeps the rows apart. Of the four rows of mRoPE positions only the first, of text, is read for
+    a mask. One-dimensional positions [B, T] are dropped: rotary embeddings depend on distances only, so counting
+    through all rows gives the same attention. A batch longer than the context keeps them, because some types of RoPE
+    scaling (dynamic, longrope) change with the largest position.
     """
-    places = named.get("position_ids")
-    if named.get("row_bounds") is not None and places is not None and places.ndim == 3:
-        named["position_ids"] = places[-3:]
+    positions = named.get("position_ids")
+    if named.get("row_bounds") is None or positions is None:
+        return arguments, named
+    if positions.ndim == 3:
+        named["position_ids"] = positions[-3:]
+    elif positions.shape[-1] <= language_model.config.max_position_embeddings:
+        named["position_ids"] = None
     return arguments, named
 
 
@@ -180,7 +187,7 @@ def use_varlen_attention(model: Any, dtype: torch.dtype) -> None:
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation({"text_config": NAME, "vision_config": NAME})
-    model.model.language_model.register_forward_pre_hook(_without_text_positions, with_kwargs=True)
+    model.model.language_model.register_forward_pre_hook(_drop_packed_positions, with_kwargs=True)
     where = model.lm_head.weight.device
     backend = "torch varlen" if has_kernel(torch.empty(0, dtype=dtype, device=where)) else "padded sdpa"
     if where.type == "cuda" and not {"scale", "window_size"} <= _OPTIONS:

@@ -136,7 +136,7 @@ class Collator:
             batch = {
                 "input_ids": torch.stack([padded(item["ids"], self._pad) for item in items]),
                 "labels": torch.stack([padded(row, IGNORED) for row in labels]),
-                "position_ids": torch.stack([padded(item["positions"], 0) for item in items], dim=1),
+                "position_ids": torch.stack([_continue_positions(item["positions"], longest) for item in items], dim=1),
             }
         return batch | images_of(items) | {"names": names, "tokens": tokens}
 
@@ -150,6 +150,16 @@ def images_of(items: Sequence[Item]) -> dict[str, Tensor]:
         "pixel_values": torch.cat([item["pixels"] for item in seen]),
         "image_grid_thw": torch.cat([item["grids"] for item in seen]),
     }
+
+
+def _continue_positions(positions: Tensor, length: int) -> Tensor:
+    """Return positions [3, T] extended to [3, length], counting on from the last one.
+
+    transformers takes a position that does not follow its predecessor for the start of a packed row and builds a mask
+    of length × length numbers (`find_packed_sequence_indices`, transformers 5.23).
+    """
+    padding = torch.arange(1, length - positions.shape[-1] + 1)
+    return torch.cat([positions, positions[:, -1:] + padding], dim=1)
 
 
 def _first_ignored(labels: Tensor) -> Tensor:
