@@ -1,8 +1,13 @@
 """For the tests of all rooms."""
 
+import os
+
 from hypothesis import HealthCheck, settings
 
 from tests.s3 import *  # noqa: F403  (fixtures)
+
+# Set before torch is imported: on two cores, two test processes with two threads each spend 20 times the CPU spinning.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # An example that takes long says how busy the machine is, and nothing about what it tests.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from tests.training.toy import *  # noqa: F403  (fixtures)
 from tests.training.toy import COUNT, Died, config, drawn, encoder_of, in_rounds, questions, weights
 from vcot.errors import GateFailed, InputError, SettingsError
+from vcot.grounding import Trace
+from vcot.grounding.tags import render
 from vcot.records.rollout import Rollout
 from vcot.storage import Store
 from vcot.training.config import GFNOptions
@@ -216,8 +219,7 @@ def test_who_points_elsewhere_or_nowhere_is_worth_less(toy_base: Path, encoder: 
     sample = trainer.questions.sample(1)
     label, (box,) = sample.evidence[0].label, sample.evidence[0].boxes
     frame = sample.frame(trainer.spec)
-    from vcot.grounding import Box, Mention, Trace
-    from vcot.grounding.tags import render
+    from vcot.grounding import Box, Mention
 
     away = Box(0, 0, 10, 10) if box.x1 > 20 else Box(sample.image.width - 10, sample.image.height - 10, sample.image.width, sample.image.height)  # fmt: skip  # noqa: E501
     texts = [render(Trace(("The ", Mention(label, (where,)), " is there.")), frame) for where in (box, away)]
@@ -231,6 +233,38 @@ def test_who_points_elsewhere_or_nowhere_is_worth_less(toy_base: Path, encoder: 
     assert lost[0] < lost[1] - 1
     assert lost[1] <= -math.log(0.01) + 1e-3
     assert lost[2] == pytest.approx(-math.log(0.01), abs=1e-3)
+
+
+def test_prefix_rewards_use_boxes_of_the_prefix(toy_base: Path, encoder: Any, tmp_path: Path) -> None:
+    """A prefix that ends before its first box earns the floor, although the complete rationale points right."""
+    trainer = trainer_of(toy_base, encoder, tmp_path, options(reward_stride=1, reward_floor=0.01))
+    plain = trainer_of(toy_base, encoder, tmp_path / "plain", options(reward_stride=1, reward_floor=0.01, box_weight=0))
+    sample = trainer.questions.sample(1)
+    first, second = sample.evidence
+    text = render(Trace(("The ", first, " and the ", second, " are there.")), sample.frame(trainer.spec))
+    (with_boxes,), (without,) = (judged(each, (1, text)) for each in (trainer, plain))
+    earned = (with_boxes.log_reward - without.log_reward).tolist()
+    boxes = [encoder.decode(with_boxes.ids[:length]).count("</box>") for length in range(len(earned))]
+    assert set(boxes) == {0, 1, 2}
+    # F1 of n of two annotated boxes: precision 1, recall n / 2. Coordinates are rounded to thousandths.
+    f1 = {0: 0.01, 1: 2 / 3, 2: 1.0}
+    assert earned == pytest.approx([math.log(f1[count]) for count in boxes], abs=0.05)
+
+
+@pytest.mark.parametrize("temperature", [2.0, 0.5])
+def test_reward_temperature_divides_the_learned_log_rewards(
+    toy_base: Path, encoder: Any, tmp_path: Path, temperature: float
+) -> None:
+    changes = {"box_weight": 0.0, "reward_temperature_start": temperature, "reward_temperature_end": temperature}
+    tempered, plain = (
+        trainer_of(toy_base, encoder, tmp_path / name, options(**more))
+        for name, more in (("tempered", changes), ("plain", {"box_weight": 0.0}))
+    )
+    rationales = judged(plain, (0, "The square."), (0, "I see a red square."))
+    divided = [replace(each, log_reward=each.log_reward / temperature) for each in rationales]
+    expected = float(plain._learn(plain.model, divided, [1.0] * 2, 0))
+    assert float(tempered._learn(tempered.model, rationales, [1.0] * 2, 0)) == pytest.approx(expected, rel=1e-4)
+    assert float(plain._learn(plain.model, rationales, [1.0] * 2, 0)) != pytest.approx(expected, rel=0.1)
 
 
 def test_what_is_impossible_is_worth_a_bounded_nothing_and_counted(

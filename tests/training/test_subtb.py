@@ -18,6 +18,7 @@ from vcot.training.subtb import balance_across, balance_loss, falling, interpola
 
 SYMBOLS, LONGEST = 3, 4
 STRINGS = [string for length in range(LONGEST + 1) for string in product(range(SYMBOLS), repeat=length)]
+STEPS = 400
 PLACE = {string: number for number, string in enumerate(STRINGS)}
 
 
@@ -53,7 +54,7 @@ class World:
     def learn(self, steps: int, decay: float = 1.0, defect: Any = None, keep: Any = None, across: float = 0.0) -> float:
         """By all strings at each step; the last loss. defect: changes (log rewards along strings [121, 5], ends,
         lengths)."""
-        optimiser = torch.optim.Adam([self.table], lr=0.1)
+        optimiser = torch.optim.Adam([self.table], lr=0.2, betas=(0.9, 0.99))
         for _ in range(steps):
             tokens, ends = self.log_q()
             along, lengths = self.log_reward[self.prefixes], self.lengths
@@ -77,14 +78,14 @@ class World:
 def test_the_sampler_becomes_the_posterior(seed: int) -> None:
     world = World(seed)
     assert world.distance() > 0.3
-    world.learn(1500)
+    world.learn(STEPS)
     assert world.distance() < 0.01
 
 
 def test_with_another_temperature_of_the_reward_it_follows() -> None:
     cold, warm = World(1, temperature=0.5), World(1, temperature=2.0)
     for world in (cold, warm):
-        world.learn(1500)
+        world.learn(STEPS)
         assert world.distance() < 0.01
     assert float((cold.sampled() - warm.sampled()).abs().sum() / 2) > 0.3
 
@@ -92,8 +93,8 @@ def test_with_another_temperature_of_the_reward_it_follows() -> None:
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_neighbours_alone_and_all_pairs_have_one_optimum(decay: float) -> None:
     world, other = World(2), World(2)
-    world.learn(1500)
-    other.learn(4000, decay)
+    world.learn(STEPS)
+    other.learn(STEPS, decay)
     assert other.distance() < 0.01
     assert float((world.sampled() - other.sampled()).abs().sum() / 2) < 0.01
 
@@ -103,7 +104,7 @@ def test_whole_rationales_held_against_each_other_have_the_same_optimum_and_come
     world.learn(60)
     other.learn(60, across=1.0)
     assert other.distance() < 0.7 * world.distance()
-    other.learn(1500, across=1.0)
+    other.learn(STEPS, across=1.0)
     assert other.distance() < 0.01
 
 
@@ -124,7 +125,7 @@ def _last(world: World, along: torch.Tensor, more: float) -> torch.Tensor:
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_a_defect_shows_in_the_distance_even_where_the_loss_vanishes(defect: str) -> None:
     world = World(1)
-    loss = world.learn(1500, defect=DEFECTS[defect])
+    loss = world.learn(STEPS, defect=DEFECTS[defect])
     assert world.distance() > 0.05, loss
 
 
@@ -132,7 +133,7 @@ def test_rationales_that_are_never_learned_from_keep_too_much() -> None:
     """Why --tolerance is off by default: a filter by reward leaves what it drops as likely as it was."""
     likely = World(3)
     kept = likely.log_reward >= likely.log_reward.quantile(0.9)
-    assert likely.learn(1500, keep=lambda world: kept) < 1e-9
+    assert likely.learn(STEPS, keep=lambda world: kept) < 1e-9
     assert likely.distance() > 0.1
 
 
