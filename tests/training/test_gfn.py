@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +265,24 @@ def test_reward_temperature_divides_the_learned_log_rewards(
     expected = float(plain._learn(plain.model, divided, [1.0] * 2, 0))
     assert float(tempered._learn(tempered.model, rationales, [1.0] * 2, 0)) == pytest.approx(expected, rel=1e-4)
     assert float(plain._learn(plain.model, rationales, [1.0] * 2, 0)) != pytest.approx(expected, rel=0.1)
+
+
+def test_rationale_at_the_limit_ends_without_a_choice(toy_base: Path, encoder: Any, tmp_path: Path) -> None:
+    """The loss takes log q(end) = 0 there, and compares all pairs of prefixes."""
+    text = "I see a red square."
+    limit = len(encoder.said(text))
+    given = options(max_completion_length=limit, box_weight=0.0, across_weight=0.0)
+    trainer = trainer_of(toy_base, encoder, tmp_path, given)
+    (rationale,) = judged(trainer, (0, text))
+    loss = float(trainer._learn(trainer.model, [rationale], [1.0], 0))
+    with torch.no_grad():
+        scored = trainer._scored(trainer.model, [rationale], None)
+    assert scored.ends[0, limit] < -0.1
+    drawn_likely = [float(scored.tokens[0, :length].sum()) for length in range(limit + 1)]
+    ends = [*scored.ends[0, :limit].tolist(), 0.0]
+    too_seldom = [r - t - e for r, t, e in zip(rationale.log_reward.tolist(), drawn_likely, ends, strict=True)]
+    pairs = [(x - y) ** 2 for x, y in combinations(too_seldom, 2)]
+    assert loss == pytest.approx(sum(pairs) / len(pairs), rel=1e-3)
 
 
 def test_what_is_impossible_is_worth_a_bounded_nothing_and_counted(
