@@ -75,7 +75,8 @@ def _same_text(predicted: str, accepted: str) -> bool:
     if stated is not None and true is not None:
         same_unit = not stated.currency or not true.currency or stated.currency == true.currency
         return same_unit and abs(stated.value - true.value) <= true.tolerance
-    return wanted != "" and wanted in (plain, normalise(bare(predicted)), normalise(_without_reason(bare(predicted))))
+    unexplained = predicted if true is not None else _without_reason(bare(predicted))
+    return wanted != "" and wanted in (plain, normalise(bare(predicted)), normalise(unexplained))
 
 
 # ------------------------------------------------------------------------------------- what surrounds an answer
@@ -205,7 +206,7 @@ _AFTER = re.compile(
     r"|(?:isn|aren|wasn|can|doesn)['’]t\b|cannot\b|does\s+not\b|wrong\b|incorrect\b)",
     re.IGNORECASE,
 )
-_LISTED = re.compile(r"(?:\W|\b(?:or|and|also|then|the|an?|option|choice|answer)\b)*", re.IGNORECASE)
+_LISTED = re.compile(r"(?:\W|\b(?:or|and|also|so|then|the|an?|option|choice|answer)\b)*", re.IGNORECASE)
 _OR = re.compile(r"\bor\b(?:\s+(?:the|an?|option|choice|answer))*\W*\Z", re.IGNORECASE)
 _CLAIM = re.compile(
     r"(?:\b(?:maybe|perhaps|possibly|probably|actually|also|(?:it|this|that|answer|option|choice)(?:\s+is|['’]s|\s*:)"

@@ -199,7 +199,7 @@ def test_splitting_gives_reasoning_and_answer_back(drawn, answer):
         ("<think>It turns.</think><answer>up</answer>", "<think>It turns.</think>", "up"),
         ("<answer>down</answer>\nAnswer: up", "<answer>down</answer>", "up"),
         ("<answer>\nAnswer: up</answer>", "<answer>", "up"), ("It turns \\boxed{up}", "It turns ", "up"),
-        ("It turns.\nAnswer: $\\boxed{5}$", "It turns.", "5"), ("Answer: Answer: 5", "", "Answer: 5"),
+        ("It turns.\nAnswer: $\\boxed{5}$", "It turns.", "5"), ("Answer: Answer: 5", "Answer:", "5"),
         ("It turns.", "It turns.", None), ("It turns.\nAnswer:", "It turns.", None),
         ("An unanswered question", "An unanswered question", None), ("", "", None),
     ],
