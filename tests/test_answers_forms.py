@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import time
 
-from vcot.answers import read_answer, same
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vcot.answers import letter, read_answer, same
 from vcot.grounding import split_answer
 
 CHOICES = ("up", "down", "dog", "5")
@@ -214,3 +218,33 @@ def test_number_is_read_and_several_numbers_are_not(reply: str, stated: str | No
 def test_text_is_right_only_if_nothing_is_added(reply: str, right: bool) -> None:
     answer = split_answer(reply)[1]
     assert same(answer or "", ("red gear",)) == right
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["A", "B, ", "no, ", "yes ", "up ", "(A) ", "the answer is ", "because ", "5 ", "$", "[", "not ", "or ", "it is ", "option ",
+     "a ", "\n", "answer: ", "**"],
+)  # fmt: skip
+def test_long_answers_are_read_in_linear_time(piece: str) -> None:
+    much = piece * (20_000 // len(piece))
+    started = time.process_time()
+    for text in (much, f"B {much}", f"B, {much}", f"yes, {much}", f"5 because {much}"):
+        for accepted, choices in ((("down",), CHOICES), (("yes",), None), (("5",), None), (("red gear",), None)):
+            same(text, accepted, choices)
+            read_answer(text, accepted, choices)
+    assert time.process_time() - started < 8
+
+
+@settings(deadline=None, database=None, max_examples=300)
+@given(
+    st.lists(st.sampled_from((*CHOICES, *"ABCDab", "(", ")", ".", ", ", " ", " or ", " not ", "\n", " is ", "Answer: ", "5.0")))
+    .map("".join) | st.text(max_size=12),
+    st.lists(st.sampled_from(("up", "down", "yes", "no", "5", "3.14", "3.1", "", "A", "B")), min_size=1, max_size=3),
+    st.booleans(),
+)  # fmt: skip
+def test_only_readable_answers_are_right(text: str, accepted: list[str], has_choices: bool) -> None:
+    choices = CHOICES if has_choices else None
+    stated = read_answer(text, accepted, choices)
+    assert stated is not None or not same(text, accepted, choices)
+    if choices:
+        assert letter(text, choices) in (None, *"ABCD")

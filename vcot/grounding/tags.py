@@ -508,7 +508,7 @@ _ANSWER_ALONE = re.compile(
     r"|[*_]*(?i:yes|no)(?=[.,;:!*_]|\Z).*|[*_]*[-+$€£]?\d[\d.,]*%?[*_]*"
 )
 """A reply that is nothing but an option, a number, or a yes or no with its explanation."""
-_STATED = re.compile(r"(?:\s|\\\[|\$\$)*(.*?)(?:</answer>|\n|\Z)", re.IGNORECASE)
+_STATED = re.compile(r"(?:\s|(?:\\\[|\$\$)[ \t]*\n)*(.*?)(?:</answer>|\n|\Z)", re.IGNORECASE)
 _CONTROL = re.compile(
     r"</?s>|<(?:eos|bos|pad|end_of_turn|start_of_turn|end_of_utterance)>"
     r"|<[|｜](?!box_|object_ref_)[^|｜<>\n]{1,40}[|｜]>",
@@ -537,12 +537,10 @@ def read_reply(text: str, *, marked: bool = False) -> Reply:
     3. the only line after </think>, if it shows no box;
     4. a reply that is nothing but an option, a number, or a yes or no with its explanation.
 
-    The answer is one line without bold marks, \\boxed{…}, \\text{…} and control tokens. `marked`: only reader 1.
+    The answer is one line without bold marks, \\boxed{…}, \\text{…} and control tokens. With `marked`, a sentence ("the
+    answer is …") or the place of a text marks no answer: where rows are converted, what is not the answer would be lost.
     """
-    marks = _marks(text)
-    if not marks and not marked:
-        marks = _statements(text)
-    if marks:
+    if marks := _marks(text) or _statements(text, with_sentences=not marked):
         begin, end, after = _span(text, marks[-1])
         start = marks[-1].start()
         for earlier, later in reversed([*pairwise(marks)]):
@@ -564,8 +562,10 @@ def _marks(text: str) -> list[re.Match[str]]:
     return marks
 
 
-def _statements(text: str) -> list[re.Match[str]]:
+def _statements(text: str, *, with_sentences: bool) -> list[re.Match[str]]:
     inline, boxed = [*_ANSWER_INLINE.finditer(text)], [*_BOXED.finditer(text)]
+    if not with_sentences:
+        inline = [mark for mark in inline if mark[0].endswith((":", "："))]
     return boxed if boxed and (not inline or _span(text, inline[-1])[1] <= boxed[-1].start()) else inline
 
 
@@ -582,11 +582,16 @@ def _span(text: str, mark: re.Match[str]) -> tuple[int, int, int]:
 
 def _unmarked(text: str) -> int | None:
     """Return where an answer without any mark begins: after the reasoning block, or with the reply."""
-    start = max((thought.end() for thought in _THOUGHT_ENDS.finditer(text)), default=0)
+    start = reasoning_end(text)
     answer = text[start:].strip()
     if "\n" in answer or not answer or not (_ANSWER_ALONE.fullmatch(answer) or (start and not _TOKEN.search(answer))):
         return None
     return start
+
+
+def reasoning_end(text: str) -> int:
+    """Return where the last <think> block ends; 0 if there is none."""
+    return max((thought.end() for thought in _THOUGHT_ENDS.finditer(text)), default=0)
 
 
 def answer_line(text: str) -> int | None:
