@@ -89,12 +89,13 @@ def test_where_there_is_nothing_to_ask_otherwise_the_base_is_asked_once(tmp_path
 @pytest.mark.parametrize(
     ("reply", "answer"),
     [
-        ("down", "right"), ("**down**", "right"), ("B", "right"), ("The answer is B.", "right"), ("B\n\nIt falls.", "right"),
-        ("<think>Up? No.</think>B", "right"), ("<think>Up?\nNo.</think>\n\nB\n\nIt falls.", "right"),
-        ("<think>Up? No.</think>", "absent"), ("", "absent"), ("up or down", "unreadable"), ("A\nB", "unreadable"),
-        ("It falls.", "unreadable"), ("up", "wrong"),
+        *((reply, "right") for reply in ("down", "**down**", "B", "The answer is B.", "B\n\nIt falls.")),
+        *((f"<think>Up?\nNo.</think>{reply}", "right") for reply in ("B", "\n\nB\n\nIt falls.", "\ndown")),
+        *((reply, "absent") for reply in ("<think>Up? No.</think>", "")),
+        *((reply, "unreadable") for reply in ("up or down", "A\nB", "It falls.")),
+        ("up", "wrong"),
     ],
-)  # fmt: skip
+)
 def test_direct_replies_are_scored_by_what_follows_reasoning(reply, answer):
     one = sample("a").model_copy(update={"answers": ("down",), "choices": ("up", "down")})
     assert score(as_reply(reply, "direct"), one, frame(one)).answer == answer

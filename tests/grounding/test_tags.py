@@ -163,8 +163,8 @@ def test_parse_never_raises_and_its_faults_quote_the_text(text, spec):
     "piece",
     ["<ref>", "</box>", "<box>[1,2,3,4]", '{"a":', '{"bbox_2d":', '"', "'", "\\", " ", "[", "((", "&amp;", "&", "<",
      "a</ref>", "<ref></ref>", "<ref>a</ref><box>[1,2,3,4]</box> ", '{"bbox_2d": "', "9", "answer", "Answer: ",
-     "<answer>", "<answer>a", "</think>", "\\boxed{", "\\boxed{}", "\\boxed{{}", "\\text{", "the answer is ", "no, wait, ", "$$",
-     "- ", "**", "# ", "Answer: A. ", "<|im_end|>", "<|", ":\n"],
+     "<answer>", "<answer>a", "</think>", "\\boxed{", "\\boxed{}", "\\boxed{{}", "\\text{", "the answer is ",
+     "no, wait, ", "$$", "- ", "**", "# ", "Answer: A. ", "<|im_end|>", "<|", ":\n"],
 )  # fmt: skip
 def test_a_hostile_text_takes_no_hostile_time(piece):
     much = piece * (60_000 // len(piece))

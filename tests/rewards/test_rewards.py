@@ -85,9 +85,10 @@ RIGHT = "word " * 199 + "word"
         ("1235", "1234", None, True, 0),  # a number is right or wrong
         (RIGHT, RIGHT, None, False, 1), (RIGHT + "s.....", RIGHT + "s", None, False, 0),  # endless
         ("(A) down or (B) up", "up", ("down", "up"), False, 0), ("(B) not up", "up", ("down", "up"), False, 0),
-        ("(A) (B)", "down", ("down", "up"), False, 0), ("no, yes", "no", None, False, 0), ("yes: or no", "yes", None, True, 0),
-        ("A", "3.14", ("3.1", "3.14"), False, 0), ("B", "3.14", ("3.1", "3.14"), False, 1),
-        ("A … actually, Answer: B", "up", ("down", "up"), False, 1), ("B, because it rises", "up", ("down", "up"), False, 1),
+        ("(A) (B)", "down", ("down", "up"), False, 0), ("no, yes", "no", None, False, 0),
+        ("yes: or no", "yes", None, True, 0), ("A", "3.14", ("3.1", "3.14"), False, 0),
+        ("B", "3.14", ("3.1", "3.14"), False, 1), ("A … actually, Answer: B", "up", ("down", "up"), False, 1),
+        ("B, because it rises", "up", ("down", "up"), False, 1),
     ],
 )  # fmt: skip
 def test_the_answer_earns_its_rightness(answer, accepted, choices, similar, reward):

@@ -537,8 +537,8 @@ def read_reply(text: str, *, marked: bool = False) -> Reply:
     3. the only line after </think>, if it shows no box;
     4. a reply that is nothing but an option, a number, or a yes or no with its explanation.
 
-    The answer is one line without bold marks, \\boxed{…}, \\text{…} and control tokens. With `marked`, a sentence ("the
-    answer is …") or the place of a text marks no answer: where rows are converted, what is not the answer would be lost.
+    The answer is one line without bold marks, \\boxed{…}, \\text{…} and control tokens. With `marked`, no sentence
+    ("the answer is …") and no place marks an answer: rows that are converted would lose the text around it.
     """
     if marks := _marks(text) or _statements(text, with_sentences=not marked):
         begin, end, after = _span(text, marks[-1])
@@ -548,8 +548,8 @@ def read_reply(text: str, *, marked: bool = False) -> Reply:
                 break
             start = begin = earlier.start()
         return Reply(text[:start].removesuffix("\n"), _bare(text[begin:end]) or None, text[after:], len(marks))
-    start = None if marked else _unmarked(text)
-    return Reply(text, None, "", 0) if start is None else Reply(text[:start], _bare(text[start:]) or None, "", 0)
+    place = None if marked else _unmarked(text)
+    return Reply(text, None, "", 0) if place is None else Reply(text[:place], _bare(text[place:]) or None, "", 0)
 
 
 def _marks(text: str) -> list[re.Match[str]]:

@@ -179,7 +179,12 @@ SUITE = Suite(
 JUDGED = replace(
     SUITE,
     shown=(
-        "answer_score", "unreadable", "judge_score", "judge_agreement", "accuracy_above_50", "judge_unread",
+        "answer_score",
+        "unreadable",
+        "judge_score",
+        "judge_agreement",
+        "accuracy_above_50",
+        "judge_unread",
         *SUITE.shown[3:],
     ),
     published=tuple(_published(judged=True)),
