@@ -52,6 +52,7 @@ Answer — B
 Answer = B
 - Answer: B
 答案：B
+答案：B。
 正确答案是B
 --- Markdown
 **Answer:** B
@@ -141,6 +142,7 @@ Answer: B, because the arrow points down.
 Answer: B because the arrow points down
 Answer: (B) since it falls.
 Answer: B. The arrow points down.
+Answer: B. Down is not the way of the other gear.
 Answer: B⏎The arrow points down.
 Answer: down, because it falls.
 Answer: B, not A.
@@ -275,6 +277,10 @@ The answer is not B.
 Answer: not down
 Answer: B cannot be right
 Answer: B, not down
+Answer: B, which is not down
+Answer: B. down is wrong
+Answer: (B) down is not correct
+Answer: B isn't the answer
 --- no option
 Answer: E
 Answer: (Z)

@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple, Self
 
-_AROUND = " \t\n.,;:!?\"'`*_“”‘’„«»"
+_AROUND = " \t\n.,;:!?。\"'`*_“”‘’„«»"
 _ARTICLE = re.compile(r"\A(?:the|an|a) (?=\S)")
 
 
@@ -100,15 +100,16 @@ def bare(text: str) -> str:
     Case and punctuation inside stay. A text that is nothing but a lead stays as it is.
     """
     plain = " ".join(unicodedata.normalize("NFKC", text).split())
-    while True:
+    for _ in range(8):
         shorter = plain.strip(" \t\"'`*_“”‘’„«»")
         if wrapped := _WRAPPED.fullmatch(shorter.rstrip(".")):
             shorter = next(inner for inner in wrapped.groups() if inner is not None)
         if (lead := _LEAD.match(shorter)) and lead.end() < len(shorter):
             shorter = shorter[lead.end() :]
         if shorter in ("", plain):
-            return plain
+            break
         plain = shorter
+    return plain
 
 
 def _without_reason(text: str) -> str:
@@ -172,7 +173,8 @@ def letter(text: str, choices: Sequence[str]) -> str | None:
         denied = _denied(plain, mention)
         gap = plain[before.end : mention.start]
         if mention.place == chosen:
-            if (denied and mention.marks) or _NOT_THAT.fullmatch(gap):
+            denied = denied if mention.marks else _WRONG.match(plain, mention.end) is not None
+            if denied or _NOT_THAT.fullmatch(gap):
                 return None
             joined = True
             continue
@@ -195,15 +197,22 @@ class _Mention(NamedTuple):
 _REASONS = r"(?:is|because|since|as|due)\b"
 _SENTENCE = r"(?:was|which|the|this|it|there|that|in|based|looking|according)\b"
 """What follows a letter that is no article."""
-_NOT_THAT = re.compile(r"\W*(?:not|never|no)(?:\s+(?:the|an?))?\W*", re.IGNORECASE)
+_NOT_THAT = re.compile(
+    r"\W*(?:(?:it|this|that|which)(?:\s+is|\s+was|['’]s)\s+)?(?:not|never|no)(?:\s+(?:the|an?))?\W*", re.IGNORECASE
+)
 _BEFORE = re.compile(
     r"(?:\b(?:not|never|neither|nor|no|than|rather|instead of|except|without|excluding)|n['’]t)"
     r"(?:\s+(?:be|the|an?|option|choice|answer))*[\s(\[]*\Z",
     re.IGNORECASE,
 )
+_WRONG = re.compile(
+    r"[)\].:,]*\s*(?:(?:is|are|was|would\s+be)\s+)?"
+    r"(?:(?:the\s+)?(?:wrong|incorrect|false)|not\s+(?:the\s+)?(?:correct|right|true|answer))\b",
+    re.IGNORECASE,
+)
 _AFTER = re.compile(
-    r"[)\].:,]*\s*(?:(?:is|are|was|would\s+be|can)\s*(?:not|n['’]t|wrong|incorrect|false)\b"
-    r"|(?:isn|aren|wasn|can|doesn)['’]t\b|cannot\b|does\s+not\b|wrong\b|incorrect\b)",
+    rf"{_WRONG.pattern}|[)\].:,]*\s*(?:(?:is|are|was|would\s+be|can|does)\s+not\b"
+    r"|(?:is|are|was|ca|does)n['’]t\b|cannot\b)",
     re.IGNORECASE,
 )
 _LISTED = re.compile(r"(?:\W|\b(?:or|and|also|so|then|the|an?|option|choice|answer)\b)*", re.IGNORECASE)
@@ -293,7 +302,7 @@ def _stands_first(text: str, mentions: Sequence[_Mention]) -> bool:
     """Return True if the first mention is a statement of its own and not the first word of a sentence."""
     first = mentions[0]
     rest = text[first.end :]
-    if not rest or rest[0] in ")].:,;/!–—" or text[first.start] in "([" or re.match(r"\s*[(\[–—]|\s+-\s", rest):
+    if not rest or rest[0] in ")].:,;/!。–—" or text[first.start] in "([" or re.match(r"\s*[(\[–—]|\s+-\s", rest):
         return True
     if re.match(rf"\s+(?:{_REASONS}|{_SENTENCE})" if first.marks else rf"\s+{_REASONS}", rest, re.IGNORECASE):
         return True
