@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.evaluating import by_text, sample
+from tests.fakes.evaluating import by_text, frame, sample
 from tests.fakes.markers import CONTRACT
 from vcot.errors import InputError
 from vcot.evaluation.metrics import score
 from vcot.evaluation.models import forms_of
-from vcot.evaluation.ways import FORMS
+from vcot.evaluation.ways import FORMS, as_reply
 from vcot.grounding import Box, Mention, Trace, render
 from vcot.storage import Store
 
@@ -84,3 +84,18 @@ def test_where_there_is_nothing_to_ask_otherwise_the_base_is_asked_once(tmp_path
         (tmp_path / "contract.json").write_text(json.dumps({"contract": told}))
     contract = CONTRACT.model_copy(update=changed)
     assert form_of(tmp_path, named, contract, config={"model_type": model_type}) is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        *((reply, "right") for reply in ("down", "**down**", "B", "The answer is B.", "B\n\nIt falls.")),
+        *((f"<think>Up?\nNo.</think>{reply}", "right") for reply in ("B", "\n\nB\n\nIt falls.", "\ndown")),
+        *((reply, "absent") for reply in ("<think>Up? No.</think>", "")),
+        *((reply, "unreadable") for reply in ("up or down", "A\nB", "It falls.")),
+        ("up", "wrong"),
+    ],
+)
+def test_direct_replies_are_scored_by_what_follows_reasoning(reply, answer):
+    one = sample("a").model_copy(update={"answers": ("down",), "choices": ("up", "down")})
+    assert score(as_reply(reply, "direct"), one, frame(one)).answer == answer

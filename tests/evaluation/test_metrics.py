@@ -62,6 +62,23 @@ def test_what_cannot_be_read_is_a_fault_and_no_box(text, faults, answer):
     assert (found.predicted_boxes, found.matched) == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("answers", "choices", "stated", "verdict"),
+    [
+        (("up",), ("up", "down"), "A. up", "right"), (("up",), ("up", "down"), "B", "wrong"),
+        (("up",), ("up", "down"), "A or B", "unreadable"), (("up",), ("up", "down"), "sideways", "unreadable"),
+        (("yes",), None, "Yes, there is.", "right"), (("yes",), None, "no", "wrong"),
+        (("yes",), None, "yes and no", "unreadable"), (("yes",), None, "maybe", "unreadable"),
+        (("5",), None, "five", "right"), (("5",), None, "many", "wrong"), (("5",), None, "5 or 6", "unreadable"),
+        (("left",), None, "left", "right"), (("left",), None, "left or right", "wrong"),
+    ],
+)  # fmt: skip
+def test_score_separates_wrong_from_unreadable_answers(answers, choices, stated, verdict):
+    one = sample("a").model_copy(update={"answers": answers, "choices": choices})
+    assert score(f"I see it.\nAnswer: {stated}", one, frame(one)).answer == verdict
+    assert score("I see it.", one, frame(one)).answer == "absent"
+
+
 RED, BLUE = [100, 100, 300, 300], [600, 600, 800, 800]
 
 
@@ -109,8 +126,8 @@ def figures(*scores):
 FIVE = (
     # exact, right answer
     scored("a", true_boxes=1, predicted_boxes=1, matched=1, ious=(1.0,)),
-    # two true boxes, one found at IoU 0.6, the other under another name, three predicted; wrong answer
-    scored("b", true_boxes=2, predicted_boxes=3, matched=1, ious=(0.6, 0.0), answer="wrong", misnamed=1),
+    # two true boxes, one found at IoU 0.6, the other under another name, three predicted; an answer nobody can read
+    scored("b", true_boxes=2, predicted_boxes=3, matched=1, ious=(0.6, 0.0), answer="unreadable", misnamed=1),
     # malformed: no box can be read, no answer
     scored("c", true_boxes=1, predicted_boxes=0, ious=(0.0,), answer="absent", well_formed=False),
     # annotated as absent, and one box is drawn all the same
@@ -122,6 +139,7 @@ FIVE = (
 BY_HAND = {  # value, rows, what is counted below the line
     "answer_accuracy": (3 / 5, 5, 5),
     "answer_wrong": (1 / 5, 5, 5),
+    "unreadable": (2 / 5, 5, 5),
     "answer_absent": (1 / 5, 5, 5),
     "accuracy_at_50": (2 / 4, 3, 4),  # of true boxes: 1 + 2 + 1
     "mean_iou": (1.6 / 4, 3, 4),

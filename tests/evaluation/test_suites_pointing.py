@@ -220,5 +220,16 @@ def test_figures_of_yes_by_hand(given: Given) -> None:
     assert found["recall_yes"] == 2 / 4
     assert found["f1_yes"] == pytest.approx(2 / (3 / 2 + 4 / 2))
     assert found["yes_share"] == 3 / 8
+    assert found["unreadable"] == 2 / 8  # "I cannot tell" and "there is none"
     always = figures(POPE_SUITE, [(one, "Answer: yes") for one in (*there, *others)])["random"]
     assert (always["answer_score"], always["f1_yes"], always["yes_share"]) == (0.5, pytest.approx(2 / 3), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("reply", "share"), [("no, yes", None), ("yes or no", None), ("No idea.", None), ("No gears are visible.", 0.0)]
+)
+def test_pope_counts_contradictions_as_unreadable(given: Given, reply: str, share: float | None) -> None:
+    results = samples(given.outcomes("coco", scene(given), absent_by="random", absent=1))
+    values = figures(POPE_SUITE, [(one, f"Answer: {reply}") for one in results])["random"]
+    assert (values["yes_share"], values["unreadable"]) == (0.0, 0.0 if share is not None else 1.0)
+    assert values["answer_score"] == (0.0 if share is None else 0.5)

@@ -167,7 +167,7 @@ def test_what_cannot_be_read_is_wrong_and_stays_in_the_count() -> None:
     texts = [good, "The <ref>region</ref><box>[1, 2</box>\nAnswer: left", "", "Answer: left"]
     marked = [marked_by(SUITE, text, one) for text, one in zip(texts, ones, strict=True)]
     values = SUITE.results([m for m in marked if m])[0].values
-    assert (values["accuracy_above_50"], values["answer_score"], values["answer_absent"]) == (0.25, 0.75, 0.25)
+    assert (values["accuracy_above_50"], values["answer_score"], values["unreadable"]) == (0.25, 0.75, 0.25)
 
 
 def test_groups_are_plain_means_of_the_sets_that_were_measured() -> None:

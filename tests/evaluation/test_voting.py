@@ -46,6 +46,14 @@ def test_answers_that_say_the_same_are_one_cluster() -> None:
     assert said(None, None) == []
 
 
+def test_answers_that_name_no_single_option_have_no_vote() -> None:
+    choices = ["down", "up"]
+    assert said("A or B", "(A) (B)", "A or B", "B", "sideways", choices=choices) == [[3]]
+    assert select(Question([draw("A or B"), draw("A or B"), draw("B")], choices=choices)).chosen["majority"] == 2
+    assert said("Yes, it is.", "Yes, there is.", "no", "yes or no", "No, none.") == [[0, 1], [2, 4], [3]]
+    assert said("3.1", "3.14", "A", choices=["3.1", "3.14"]) == [[0, 2], [1]]
+
+
 def test_box_sets_that_pair_off_are_one_cluster() -> None:
     a, near, far = Box(0, 0, 100, 100), Box(10, 0, 110, 100), Box(200, 200, 300, 300)
     assert said((a,), (far,), (near,), (a, far), (far, near), (), ()) == [[0, 2], [1], [3, 4], [5, 6]]

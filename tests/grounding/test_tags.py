@@ -162,7 +162,9 @@ def test_parse_never_raises_and_its_faults_quote_the_text(text, spec):
 @pytest.mark.parametrize(
     "piece",
     ["<ref>", "</box>", "<box>[1,2,3,4]", '{"a":', '{"bbox_2d":', '"', "'", "\\", " ", "[", "((", "&amp;", "&", "<",
-     "a</ref>", "<ref></ref>", "<ref>a</ref><box>[1,2,3,4]</box> ", '{"bbox_2d": "', "9", "answer", "Answer: "],
+     "a</ref>", "<ref></ref>", "<ref>a</ref><box>[1,2,3,4]</box> ", '{"bbox_2d": "', "9", "answer", "Answer: ",
+     "<answer>", "<answer>a", "</think>", "\\boxed{", "\\boxed{}", "\\boxed{{}", "\\text{", "the answer is ",
+     "no, wait, ", "$$", "- ", "**", "# ", "Answer: A. ", "<|im_end|>", "<|", ":\n"],
 )  # fmt: skip
 def test_a_hostile_text_takes_no_hostile_time(piece):
     much = piece * (60_000 // len(piece))
@@ -171,6 +173,14 @@ def test_a_hostile_text_takes_no_hostile_time(piece):
         read_reply(text)
         parse(text, FRAME)
         assert time.process_time() - started < 2
+
+
+def test_converted_rows_lose_no_text_to_a_sentence():
+    for text in ("The answer is simple.\nDogs bark.", "Yes, it is.", "<think>It turns.</think>\nIt is up."):
+        assert read_reply(text, marked=True).answer is None
+        assert read_reply(text).answer
+    for text in ("It turns. Answer: up", "It turns.\nAnswer: up", "<answer>up</answer>", "\\boxed{up}"):
+        assert read_reply(text, marked=True) == read_reply(text)
 
 
 def test_a_reply_is_the_reasoning_and_an_answer_of_one_line():
@@ -199,7 +209,7 @@ def test_splitting_gives_reasoning_and_answer_back(drawn, answer):
         ("<think>It turns.</think><answer>up</answer>", "<think>It turns.</think>", "up"),
         ("<answer>down</answer>\nAnswer: up", "<answer>down</answer>", "up"),
         ("<answer>\nAnswer: up</answer>", "<answer>", "up"), ("It turns \\boxed{up}", "It turns ", "up"),
-        ("It turns.\nAnswer: $\\boxed{5}$", "It turns.", "5"), ("Answer: Answer: 5", "", "Answer: 5"),
+        ("It turns.\nAnswer: $\\boxed{5}$", "It turns.", "5"), ("Answer: Answer: 5", "Answer:", "5"),
         ("It turns.", "It turns.", None), ("It turns.\nAnswer:", "It turns.", None),
         ("An unanswered question", "An unanswered question", None), ("", "", None),
     ],

@@ -13,6 +13,7 @@ from vcot.records.sample import Stored
 from vcot.rewards import REWARDS
 from vcot.rewards.answer import answer_reward
 from vcot.rewards.boxes import box_reward, soft_f1_with_spare
+from vcot.rewards.counts import counts_reward
 from vcot.rewards.form import Rule, broken_rules, format_reward
 
 SPEC = FrameSpec("thousandths")
@@ -83,11 +84,23 @@ RIGHT = "word " * 199 + "word"
         ("A. C. Mank", "A. C. Monk", None, True, 0.9),  # a misread letter
         ("1235", "1234", None, True, 0),  # a number is right or wrong
         (RIGHT, RIGHT, None, False, 1), (RIGHT + "s.....", RIGHT + "s", None, False, 0),  # endless
+        ("(A) down or (B) up", "up", ("down", "up"), False, 0), ("(B) not up", "up", ("down", "up"), False, 0),
+        ("(A) (B)", "down", ("down", "up"), False, 0), ("no, yes", "no", None, False, 0),
+        ("yes: or no", "yes", None, True, 0), ("A", "3.14", ("3.1", "3.14"), False, 0),
+        ("B", "3.14", ("3.1", "3.14"), False, 1), ("A … actually, Answer: B", "up", ("down", "up"), False, 1),
+        ("B, because it rises", "up", ("down", "up"), False, 1),
     ],
 )  # fmt: skip
 def test_the_answer_earns_its_rightness(answer, accepted, choices, similar, reward):
     row = sample(answers=(accepted,), choices=choices)
     assert answer_reward(said(f"Answer: {answer}"), row, similar=similar) == pytest.approx(reward)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reward"), [("1", 1), ("one", 1), ("It is 1.", 1), ("1, because I see it", 1), ("2", 0), ("1 or 2", 0)]
+)
+def test_counts_reads_the_number_as_the_answer_is_read(answer, reward):
+    assert counts_reward(said(GOOD.replace("up", answer)), sample(answers=("1",)), SPEC) == reward
 
 
 # --- boxes ---------------------------------------------------------------------------------------------

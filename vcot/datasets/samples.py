@@ -294,8 +294,8 @@ def _address(part: Mapping[str, Any]) -> str | None:
 
 
 def _reply(said: str, image: Image, spec: FrameSpec) -> tuple[Trace, str]:
-    """Reasoning and answer. A reply that states no answer is the answer, and its boxes stay in the reasoning."""
-    before, answer = tags.split_answer(said)
+    """Reasoning and answer. A reply that marks no answer is the answer, and its boxes stay in the reasoning."""
+    before, answer, *_ = tags.read_reply(said, marked=True)
     trace = _grounded(before, image, spec)
     if answer is None:
         answer = " ".join(trace.text.split())

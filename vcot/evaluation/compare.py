@@ -25,7 +25,7 @@ from vcot.records.shards import OF_SAMPLES, ShardMarker
 from vcot.reports.rendering import plural
 from vcot.storage import NotFound, Store, join
 
-SHOWN = ("accuracy_at_50", "mean_iou", "answer_accuracy", "answer_absent", "malformed")
+SHOWN = ("accuracy_at_50", "mean_iou", "answer_accuracy", "unreadable", "malformed")
 """A clear fall of one of JUDGED is a regression; the others are only shown."""
 
 #: Settings that change replies; where they differ, not the model alone is compared.

@@ -55,11 +55,10 @@ def score(text: str, sample: Sample, frame: Frame, synonyms: Synonyms = NO_SYNON
     first = _first(said, true, synonyms)
     pairs = match([said.boxes[i] for i in first], true.boxes, pairable and [pairable[i] for i in first]).pairs
     overlaps = {place: overlap for _, place, overlap in pairs}
-    right = answer is not None and answers.same(answer, sample.answers, sample.choices)
     return Score(
         sample=sample.id,
         image=None if sample.image is None else sample.image.sha256,
-        answer="absent" if answer is None else "right" if right else "wrong",
+        answer=judge_answer(answer, sample),
         true_boxes=None if sample.evidence is None else len(true.boxes),
         predicted_boxes=len(said.boxes),
         matched=matched,
@@ -70,6 +69,23 @@ def score(text: str, sample: Sample, frame: Frame, synonyms: Synonyms = NO_SYNON
         mentions=said.mentions,
         text=text,
     )
+
+
+def judge_answer(answer: str | None, sample: Sample) -> Literal["right", "wrong", "unreadable", "absent"]:
+    """Return what the final answer of a reply is worth. None: the reply states none.
+
+    An answer that cannot be read (`answers.read_answer`) is never right.
+    """
+    if answer is None:
+        return "absent"
+    if answers.same(answer, sample.answers, sample.choices):
+        return "right"
+    return "unreadable" if answers.read_answer(answer, sample.answers, sample.choices) is None else "wrong"
+
+
+def is_unreadable(score: Score) -> bool:
+    """Return True if no answer can be read in the reply: it states none, several, or none of the kind asked for."""
+    return score.answer in ("absent", "unreadable")
 
 
 def _first(said: Trace, true: Trace, synonyms: Synonyms) -> list[int]:
@@ -148,7 +164,13 @@ METRICS: dict[str, Metric[Score]] = {
     ),
     "answer_wrong": Metric(
         "answers wrong", "Share of replies with an answer that is not accepted.",
-        lambda s: s.answer == "wrong", _replies, "replies", low_is_good=True,
+        lambda s: s.answer in ("wrong", "unreadable"), _replies, "replies", low_is_good=True,
+    ),
+    "unreadable": Metric(
+        "unreadable answers",
+        "Share of replies whose answer cannot be read: they state none, name several, or name none of the kind that "
+        "is asked for (an option, yes or no, a number). They count as not right.",
+        is_unreadable, _replies, "replies", low_is_good=True,
     ),
     "answer_absent": Metric(
         "no answer", "Share of replies that never come to an answer.",

@@ -39,9 +39,9 @@ from vcot.reports.rendering import REASONS, plural, render
 from vcot.storage import Store
 from vcot.storage.images import ImageError
 
-COLUMNS = ("accuracy_at_50", "mean_iou", "precision", "answer_accuracy", "malformed")
+COLUMNS = ("accuracy_at_50", "mean_iou", "precision", "answer_accuracy", "unreadable", "malformed")
 """Of the page's first table."""
-HEADLINE = ("accuracy_at_50", "precision", "mean_iou", "answer_accuracy", "malformed")
+HEADLINE = ("accuracy_at_50", "precision", "mean_iou", "answer_accuracy", "unreadable", "malformed")
 """Of the table for a terminal."""
 ASIDE = ("base-blank", "base-shuffled", "base-real-blank")
 """Rows that stand among all figures only: what a model does with a blank image before it was tuned is a detail."""
@@ -498,7 +498,7 @@ def _of_suite(suite: Mapping[str, Any]) -> Table:
         caption_style="none", box=box.SIMPLE_HEAD,
     )  # fmt: skip
     rows = [(way["way"], each) for way in suite["ways"] for each in way["sets"]]
-    shown = suite["shown"][:4]
+    shown = suite["shown"][:5]
     for name in ("", "asked", "rows", *(of_suites.METRICS[name].label for name in shown)):
         made.add_column(name, justify="right" if name not in ("", "asked") else "left")
     for way, each in sorted(rows, key=lambda row: bool(row[1]["mean_of"])):
@@ -510,7 +510,8 @@ def _of_suite(suite: Mapping[str, Any]) -> Table:
 def headline(report: Mapping[str, Any]) -> dict[str, Any]:
     """The same in a few numbers: the columns of the table, after and before; those that could be measured."""
     results = figures_of(report, "results")
-    found = {name: results["subject-real"][name] for name in HEADLINE}
-    found |= {f"base_{name}": before(results, name) for name in HEADLINE}
+    names = [name for name in HEADLINE if name in results["subject-real"]]  # a stored report may have fewer
+    found = {name: results["subject-real"][name] for name in names}
+    found |= {f"base_{name}": before(results, name) for name in names}
     values = {name: round(each["value"], 4) for name, each in found.items() if each and each["value"] is not None}
     return values | {"samples": report["samples"]["rows"]}

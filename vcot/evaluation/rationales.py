@@ -47,7 +47,7 @@ def rationales(texts: Sequence[str], choices: Sequence[str] | None) -> Rationale
     rationale goes on with that line, so that any answer can follow."""
     draws = [Draw(read_reply(text).answer, right=False, tokens=0) for text in texts]
     answers = tuple(f" {draws[group[0]].answer}" for group in clusters(draws, choices))
-    return Rationales(tuple(map(_prefix, texts)), answers)
+    return Rationales(tuple(_prefix(text) if answers else None for text in texts), answers)
 
 
 def _prefix(text: str) -> str | None:

@@ -33,9 +33,9 @@ NEARLY_ALL = 0.9
 JUDGED = ("accuracy_at_50", "answer_accuracy")
 """What gates look at, and the summary."""
 SHOWN_OF_GROUP = (
-    "accuracy_at_50", "mean_iou", "precision", "all_boxes_right", "answer_accuracy", "boxes_where_absent",
+    "accuracy_at_50", "mean_iou", "precision", "all_boxes_right", "answer_accuracy", "unreadable", "boxes_where_absent",
 )  # fmt: skip
-SHOWN_OF_WAY = ("answer_accuracy", "answer_absent", "accuracy_at_50", "mean_iou", "all_boxes_right")
+SHOWN_OF_WAY = ("answer_accuracy", "unreadable", "accuracy_at_50", "mean_iou", "all_boxes_right")
 WAYS_MEAN: Mapping[Way, str] = {
     "direct": "The answer alone.",
     "reason": "Reasoning in words, then the answer.",

@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Literal, get_args
+from typing import Literal, TypeGuard, get_args
 
 from vcot import answers
 from vcot.grounding import Box, match_at
@@ -113,11 +113,11 @@ class Selection:
 def clusters(draws: Sequence[Draw], choices: Sequence[str] | None = None) -> list[list[int]]:
     """The draws by answer: those that say the same, by number; clusters and their draws in the order drawn.
 
-    Draws without an answer are in none, others in one if one accepts the other's answer (`answers.same`,
-    which is not symmetric: 3.14 accepts 3.1416), or if a chain of such pairs joins them, so that the order in which
-    they were drawn does not matter.
+    Draws without an answer are in none, and with `choices` neither are those that name no option or several. Others
+    are in one if one accepts the other's answer (`answers.same`, which is not symmetric: 3.14 accepts 3.1416), or if a
+    chain of such pairs joins them, so that the order in which they were drawn does not matter.
     """
-    distinct = dict.fromkeys(draw.answer for draw in draws if draw.answer is not None)
+    distinct = dict.fromkeys(draw.answer for draw in draws if _votes(draw.answer, choices))
     groups = list[list[Answer]]()
     for answer in distinct:
         joined = [group for group in groups if any(_same(answer, other, choices) for other in group)]
@@ -126,8 +126,16 @@ def clusters(draws: Sequence[Draw], choices: Sequence[str] | None = None) -> lis
     return sorted([i for i, draw in enumerate(draws) if draw.answer in group] for group in groups)
 
 
+def _votes(answer: Answer | None, choices: Sequence[str] | None) -> TypeGuard[Answer]:
+    if answer is None:
+        return False
+    return not choices or not isinstance(answer, str) or answers.letter(answer, choices) is not None
+
+
 def _same(one: Answer, other: Answer, choices: Sequence[str] | None) -> bool:
     if isinstance(one, str) and isinstance(other, str):
+        if not choices and (polarity := answers.yes_or_no(one)) is not None:
+            return polarity == answers.yes_or_no(other)
         return answers.same(one, [other], choices) or answers.same(other, [one], choices)
     if isinstance(one, str) or isinstance(other, str) or len(one) != len(other):
         return False

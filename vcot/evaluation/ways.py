@@ -21,7 +21,7 @@ from PIL import Image
 
 from vcot.evaluation.config import Way
 from vcot.grounding import Box, Frame, FrameName, FrameSpec, Mention, Trace
-from vcot.grounding.tags import parse, split_answer
+from vcot.grounding.tags import parse, reasoning_end, split_answer
 from vcot.grounding.ways import ANSWER, DIRECT, asked
 from vcot.models import families
 from vcot.records import Completion, Contract, Sample
@@ -121,11 +121,15 @@ FORMS: Mapping[str, Form] = MappingProxyType(
 
 
 def as_reply(text: str, way: Way) -> str:
-    """A reply in the shape that all are judged in: asked for the answer alone, a model marks none, and all that it says
-    is the answer."""
+    """Return a reply in the shape that all are scored in.
+
+    Asked for the answer only, a model marks none, and everything after a <think> block is the answer.
+    """
     if way != "direct" or split_answer(text)[1] is not None or not text.strip():
         return text
-    return f"Answer: {' '.join(text.split())}"
+    end = reasoning_end(text)
+    line = f"Answer: {' '.join(text[end:].split())}"
+    return f"{text[:end]}\n{line}" if end else line
 
 
 # --- looking again -----------------------------------------------------------------------------------------

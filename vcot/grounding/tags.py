@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 from vcot.grounding.boxes import Box, BoxError, BoxFault, Frame
@@ -474,10 +475,47 @@ def _words(content: str) -> list[str]:
 ANSWER_MARK = r"[ \t>*_#-]*(?:final |the )?answer[ \t*_]*[:：]"
 """Pattern of what begins a line with the answer, in any case."""
 _ANSWER_LINE = re.compile(f"^{ANSWER_MARK}", re.IGNORECASE | re.MULTILINE)
+_ANSWER_HEADING = re.compile(
+    r"^[ \t>]*(?:(?:#{1,6}[ \t]+|(?=\*\*|__))[*_]*(?:(?:the|my|final|correct)[ \t]+)*answer[*_]*[ \t]*$"
+    r"|[*_]*(?:(?:my|final|correct)[ \t]+)*answer[*_]*[ \t]*[=–—-][ \t]+)",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""A line "## Final answer" above the answer, and "Answer - B"."""
 _ANSWER_BLOCK = re.compile(r"<answer>", re.IGNORECASE)
-_ANSWER_INLINE = re.compile(r"\banswer[ \t]*[:：]", re.IGNORECASE)
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
-_STATED = re.compile(r"\s*(.*?)(?:</answer>|\n|\Z)", re.IGNORECASE)
+_BLOCK_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_STATES = r"[*_]*[ \t]*(?:(?:is|would[ \t]+be|should[ \t]+be|must[ \t]+be)\b(?:[*_ \t]*[:：])?|[:：])"
+_ANSWER_INLINE = re.compile(
+    r"(?<!what )(?<!what the )(?<!whether )(?<!whether the )"
+    rf"\b(?:(?:final|correct|right|best)[ \t]+(?:option|choice)|answer){_STATES}|答案(?:是|为|[:：])[:：]?",
+    re.IGNORECASE,
+)
+"""A statement within a line: "so the correct option is (B)"."""
+_RESTATED = re.compile(
+    r"(?:^|(?<=[.!?…,;:：=–—>-]))[ \t*_]*"
+    r"(?P<corrects>(?:(?:no|wait|actually|sorry|correction|rather|instead|hold on)\b[-,.:… ]*){0,4})"
+    r"(?:(?:so|thus|therefore|hence|well|i think|i believe|that|the|my|final|correct|right|revised)[, \t]+){0,6}"
+    rf"answer{_STATES}",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""A statement that replaces the one before it: "Answer: A … actually, Answer: B"."""
+_BRACED = r"(?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+"
+_BOXED = re.compile(rf"\\boxed\{{({_BRACED})\}}|<\|begin_of_box\|>([^<]*)<\|end_of_box\|>")
+_UNBOXED = re.compile(rf"(?:\$\$? ?)?(?:{_BOXED.pattern})(?: ?\$\$?)?")
+_BETWEEN_BOXED = re.compile(r"(?:[$\s,;/&]|and|or)*")
+_THOUGHT_ENDS = re.compile(r"</think>|◁/think▷", re.IGNORECASE)
+_ANSWER_ALONE = re.compile(
+    r"[*_]*(?:[(\[](?i:[A-Z])[)\]]|[A-Z](?:[).:]|(?=[*_]*\Z)))(?:[*_]*[ \t]+\S.*|[.*_]*)"
+    r"|[*_]*(?i:yes|no)(?=[.,;:!*_]|\Z).*|[*_]*[-+$€£]?\d[\d.,]*%?[*_]*"
+)
+"""A reply that is nothing but an option, a number, or a yes or no with its explanation."""
+_STATED = re.compile(r"(?:\s|(?:\\\[|\$\$)[ \t]*\n)*(.*?)(?:</answer>|\n|\Z)", re.IGNORECASE)
+_CONTROL = re.compile(
+    r"</?s>|<(?:eos|bos|pad|end_of_turn|start_of_turn|end_of_utterance)>"
+    r"|<[|｜](?!box_|object_ref_)[^|｜<>\n]{1,40}[|｜]>",
+    re.IGNORECASE,
+)
+"""A token that surrounds or ends a turn, where a server does not remove it."""
+_LATEX_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf)\{([^{}]*)\}")
 
 
 class Reply(NamedTuple):
@@ -490,24 +528,70 @@ class Reply(NamedTuple):
     marks: int
 
 
-def read_reply(text: str) -> Reply:
-    """Find the answer in a reply.
+def read_reply(text: str, *, marked: bool = False) -> Reply:
+    """Return the pieces of a reply. These readers look for its answer, in this order; the last mark of a kind counts:
 
-    It is what stands behind the last line that begins with "Answer:" (in any case, bold or not), or in the last
-    <answer>…</answer>, whichever comes later; else behind the last "answer:" within a line; else in the last
-    \\boxed{…}. The answer is one line, bare of bold marks.
+    1. a line that begins with "Answer:" (in any case, bold or not), a heading "Answer", an <answer> block, and a
+       correction after one of these ("Answer: A … actually, Answer: B");
+    2. "answer:", "the answer is" or "the correct option is" within a line, and \\boxed{…};
+    3. the only line after </think>, if it shows no box;
+    4. a reply that is nothing but an option, a number, or a yes or no with its explanation.
+
+    The answer is one line without bold marks, \\boxed{…}, \\text{…} and control tokens. With `marked`, no sentence
+    ("the answer is …") and no place marks an answer: rows that are converted would lose the text around it.
     """
-    marks = [*_ANSWER_LINE.finditer(text), *_ANSWER_BLOCK.finditer(text)]
-    marks = sorted(marks or _ANSWER_INLINE.finditer(text), key=lambda mark: mark.start())
+    if marks := _marks(text) or _statements(text, with_sentences=not marked):
+        begin, end, after = _span(text, marks[-1])
+        start = marks[-1].start()
+        for earlier, later in reversed([*pairwise(marks)]):
+            if later.re is not _BOXED or not _BETWEEN_BOXED.fullmatch(text, earlier.end(), later.start()):
+                break
+            start = begin = earlier.start()
+        return Reply(text[:start].removesuffix("\n"), _bare(text[begin:end]) or None, text[after:], len(marks))
+    place = None if marked else _unmarked(text)
+    return Reply(text, None, "", 0) if place is None else Reply(text[:place], _bare(text[place:]) or None, "", 0)
+
+
+def _marks(text: str) -> list[re.Match[str]]:
+    patterns = (_ANSWER_LINE, _ANSWER_HEADING, _ANSWER_BLOCK)
+    marks = sorted((mark for each in patterns for mark in each.finditer(text)), key=lambda mark: mark.start())
     if marks:
-        start, stated = marks[-1].start(), _STATED.match(text, marks[-1].end())
-        assert stated is not None  # it may be empty
-        answer, end = stated[1], stated.end()
-    elif marks := list(_BOXED.finditer(text)):
-        start, end, answer = marks[-1].start(), marks[-1].end(), marks[-1][0]
-    else:
-        return Reply(text, None, "", 0)
-    return Reply(text[:start].removesuffix("\n"), _bare(answer) or None, text[end:], len(marks))
+        end = _span(text, marks[-1])[1]
+        restated = _RESTATED.finditer(text, marks[-1].end())
+        marks += [mark for mark in restated if mark["corrects"] or mark.start() < end]
+    return marks
+
+
+def _statements(text: str, *, with_sentences: bool) -> list[re.Match[str]]:
+    inline, boxed = [*_ANSWER_INLINE.finditer(text)], [*_BOXED.finditer(text)]
+    if not with_sentences:
+        inline = [mark for mark in inline if mark[0].endswith((":", "："))]
+    return boxed if boxed and (not inline or _span(text, inline[-1])[1] <= boxed[-1].start()) else inline
+
+
+def _span(text: str, mark: re.Match[str]) -> tuple[int, int, int]:
+    """Return where the answer of a mark begins and ends, and where the text after it begins."""
+    if mark.re is _BOXED:
+        return mark.start(), mark.end(), mark.end()
+    if mark.re is _ANSWER_BLOCK and (tag := _BLOCK_TAG.search(text, mark.end())) and tag[1]:
+        return mark.end(), tag.start(), tag.end()
+    stated = _STATED.match(text, mark.end())
+    assert stated is not None  # it may be empty
+    return stated.start(1), stated.end(1), stated.end()
+
+
+def _unmarked(text: str) -> int | None:
+    """Return where an answer without any mark begins: after the reasoning block, or with the reply."""
+    start = reasoning_end(text)
+    answer = text[start:].strip()
+    if "\n" in answer or not answer or not (_ANSWER_ALONE.fullmatch(answer) or (start and not _TOKEN.search(answer))):
+        return None
+    return start
+
+
+def reasoning_end(text: str) -> int:
+    """Return where the last <think> block ends; 0 if there is none."""
+    return max((thought.end() for thought in _THOUGHT_ENDS.finditer(text)), default=0)
 
 
 def answer_line(text: str) -> int | None:
@@ -528,9 +612,13 @@ def render_reply(trace: Trace, answer: str, frame: Frame) -> str:
 
 
 def _bare(answer: str) -> str:
-    """The answer without bold marks (also half of them: `**Answer: up**`) and \\boxed{}."""
-    if boxed := _BOXED.fullmatch(answer.strip("$ ")):
-        answer = boxed[1]
+    """Return the answer on one line, without control tokens, LaTeX boxes and bold marks (also half of them)."""
+    if "\n" in answer:
+        answer = " ".join(answer.split())
+    for _ in range(3):  # \boxed{\textbf{\text{B}}}
+        answer = _LATEX_TEXT.sub(r"\1", answer)
+    answer = _UNBOXED.sub(lambda boxed: (boxed[1] or boxed[2] or "").replace("\\%", "%"), answer)
+    answer = next((part.strip() for part in _CONTROL.split(answer) if part.strip()), "")
     if answer.startswith("**") or answer.endswith("**"):
         answer = answer.replace("**", "")
     return answer.strip()

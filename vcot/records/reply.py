@@ -47,7 +47,10 @@ class Score(Record):
     version: Literal[2] = 2
     sample: str = Field(description="id of the Sample")
     image: str | None = Field(None, description="sha256 of the Sample's image; null: asked by text alone")
-    answer: Literal["right", "wrong", "absent"]
+    answer: Literal["right", "wrong", "unreadable", "absent"] = Field(
+        description="unreadable: an answer is stated, but it names several, or none of the kind that is asked for "
+        "(an option, yes or no, a number); absent: none is stated"
+    )
     true_boxes: int | None = Field(description="None where the evidence was not annotated", ge=0)
     predicted_boxes: int = Field(ge=0)
     matched: int = Field(description="pairs at IoU >= 0.5 among all boxes of the reply", ge=0)

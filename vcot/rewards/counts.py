@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vcot.answers import number
+from vcot.answers import number, stated_number
 from vcot.grounding import FrameSpec, Trace, parse, split_answer
 from vcot.records import Sample
 from vcot.records.rollout import Rollout
@@ -20,4 +20,4 @@ def counts_reward(rollout: Rollout, sample: Sample, spec: FrameSpec) -> float | 
         return None
     reasoning, answer = split_answer(rollout.text)
     said = len(parse(reasoning, sample.frame(spec)).trace.boxes)
-    return float(answer is not None and number(answer) == said)
+    return float(answer is not None and stated_number(answer) == said)

@@ -100,7 +100,7 @@ COMMON: Mapping[str, Metric[Marked]] = {
     "accuracy_at_50": found_at(0.5),
     **{name: of_score(name) for name in (
         "mean_iou", "precision", "recall", "f1", "no_box", "boxes_where_absent", "boxes_per_answer", "answer_absent",
-        "malformed",
+        "unreadable", "malformed",
     )},
 }  # fmt: skip
 

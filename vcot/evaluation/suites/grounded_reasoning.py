@@ -107,7 +107,7 @@ SUITE = Suite(
     "grounded-reasoning",
     "TreeBench and V*: the right choice, and the boxes of what it stands on",
     _set,
-    ("answer_score", "f1", "precision", "recall", "best_iou", "answer_absent", "malformed"),
+    ("answer_score", "unreadable", "f1", "precision", "recall", "best_iou", "malformed"),
     measure=choice,
     own_metrics={
         "best_iou": Metric(

@@ -9,7 +9,7 @@ from vcot import answers
 from vcot.evaluation.suites.base import Suite
 from vcot.records import Sample
 
-SHOWN = ("answer_score", "answer_absent")
+SHOWN = ("answer_score", "unreadable")
 
 
 def choice(answer: str | None, sample: Sample) -> float | None:

@@ -9,9 +9,8 @@ model that always says yes; its yes-share does not.
 from __future__ import annotations
 
 import re
-from typing import Literal
 
-from vcot.answers import normalise
+from vcot.answers import yes_or_no
 from vcot.evaluation.metrics import Metric
 from vcot.evaluation.suites.base import Marked, Published, Suite
 from vcot.records import Sample
@@ -26,14 +25,8 @@ def _set(sample: Sample) -> str | None:
     return None if found is None else found[1]
 
 
-def said(answer: str | None) -> Literal["yes", "no"] | None:
-    """What an answer comes to by its first word; None: it is neither."""
-    first = re.split(r"\W", normalise(answer or ""), maxsplit=1)[0]
-    return "yes" if first == "yes" else "no" if first == "no" else None
-
-
 def _said_yes(marked: Marked) -> bool:
-    return said(marked.answer) == "yes"
+    return marked.answer is not None and yes_or_no(marked.answer) == "yes"
 
 
 def _is_there(marked: Marked) -> bool:
@@ -45,14 +38,14 @@ def _yes_and_there(marked: Marked) -> bool:
 
 
 def _right(answer: str | None, sample: Sample) -> float:
-    return float(said(answer) == sample.answers[0])
+    return float(answer is not None and yes_or_no(answer) == sample.answers[0])
 
 
 SUITE = Suite(
     "pope",
     "POPE: is there a …? Half of the things are not there",
     _set,
-    ("answer_score", "f1_yes", "precision_yes", "recall_yes", "yes_share", "answer_absent"),
+    ("answer_score", "unreadable", "f1_yes", "precision_yes", "recall_yes", "yes_share"),
     measure=_right,
     own_metrics={
         "f1_yes": Metric(

@@ -170,7 +170,7 @@ SUITE = Suite(
     "viscot",
     "VisCoT's benchmark: 12 sets of questions with the box that answers them, and EMOTIC",
     _set,
-    ("answer_score", "accuracy_above_50", "accuracy_at_50", "mean_iou", "answer_absent", "malformed"),
+    ("answer_score", "unreadable", "accuracy_above_50", "accuracy_at_50", "mean_iou", "malformed"),
     measures=_MEASURES,
     own_metrics={"accuracy_above_50": found_at(0.5, strict=True), **_OF_JUDGE},
     groups=GROUPS,
@@ -178,7 +178,15 @@ SUITE = Suite(
 )
 JUDGED = replace(
     SUITE,
-    shown=("answer_score", "judge_score", "judge_agreement", "accuracy_above_50", "judge_unread", *SUITE.shown[2:]),
+    shown=(
+        "answer_score",
+        "unreadable",
+        "judge_score",
+        "judge_agreement",
+        "accuracy_above_50",
+        "judge_unread",
+        *SUITE.shown[3:],
+    ),
     published=tuple(_published(judged=True)),
 )
 """The same where a judge was asked."""
