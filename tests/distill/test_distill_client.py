@@ -24,7 +24,7 @@ from vcot.distill.budget import Ledger, budget_of
 from vcot.distill.client import TeacherClient
 from vcot.distill.costs import PICO, Usage, read_prices
 from vcot.distill.crops import data_url, size_of
-from vcot.distill.endpoint import Endpoint, Rate, read_completion, retry_after
+from vcot.distill.endpoint import Endpoint, Rate, delta_of, read_completion, retry_after
 from vcot.distill.request import Prompt, ReplyCache, Request, ShownImage
 from vcot.distill.runner import ModelTeacher, distil
 from vcot.errors import InputError, SettingsError, TemporaryError
@@ -183,6 +183,32 @@ def test_count_that_nobody_can_believe_is_taken_at_its_worst(asks: Any, untrue: 
     (worst, spent), (next_worst, _) = tries
     assert spent == next_worst == worst  # nothing was learned from it
     assert (first.tokens_in, first.tokens_out, first.cost) == (worst.tokens - 1024, 1024, spent.pico / PICO)
+
+
+OUTSIDE = {"prompt_tokens": 10120, "completion_tokens": 40, "total_tokens": 11060}
+REASONED = {"completion_tokens_details": {"reasoning_tokens": 900}}
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens_out"),
+    [
+        (OUTSIDE | REASONED, 940),
+        (OUTSIDE, 940),  # the details are missing, and the total shows them
+        ({"prompt_tokens": 100, "completion_tokens": 40} | REASONED, 940),  # thinking that does not fit inside
+        ({"prompt_tokens": 100, "completion_tokens": 950, "total_tokens": 1050} | REASONED, 950),  # it is inside
+        ({"prompt_tokens": 100, "completion_tokens": 950} | REASONED, 950),
+        ({"prompt_tokens": 100, "completion_tokens": 40, "total_tokens": 90}, 40),
+        ({"completion_tokens": 40, "total_tokens": 140}, 40),  # how much of it is the prompt is unknown
+        ({"prompt_tokens": 100, "total_tokens": 140}, 40),
+        ({"prompt_tokens": 100, "completion_tokens": 40, "total_tokens": "x", "completion_tokens_details": 5}, 40),
+    ],
+)
+def test_output_tokens_include_thinking(usage: dict[str, Any], tokens_out: int) -> None:
+    body = json.loads(Say("yes").body or b"") | {"usage": usage}
+    completion = read_completion(json.dumps(body).encode(), "asked", 0.5)
+    assert completion is not None
+    assert completion.tokens_out == tokens_out
+    assert delta_of(body).tokens_out == tokens_out  # of a stream, the same
 
 
 def test_first_reply_to_a_request_counts_and_a_damaged_one_is_told(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,32 @@ def test_batch_replies_without_counts_do_not_pass_the_budget(tmp_path: Path) -> 
         assert len(there.lines) * paid / 2 + len(teacher.asked) * paid <= 0.04
         first = json.loads((where / "distill" / "_batches" / "0000000001.done.json").read_text())
         assert first["usd"] >= first["kept"] * paid / 2
+
+
+PROMPT = 3300  # tokens, nearly as many as are reserved for it
+
+
+def thinking(asked: Asked) -> Answer:
+    """A reply whose thinking is counted outside its completion tokens, and is longer than any reply may be."""
+    reasoning = 600 + 20 * (asked.number % 20)
+    usage = {"prompt_tokens": PROMPT, "completion_tokens": 40, "total_tokens": PROMPT + 40 + reasoning}
+    usage |= {"completion_tokens_details": {"reasoning_tokens": reasoning}}
+    return replace(miscounted(grounded(asked), usage, (PROMPT, 40 + reasoning)), wait=0.02)
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["singly", "batch"])
+def test_thinking_outside_the_reply_keeps_to_the_budget(tmp_path: Path, batch: bool) -> None:
+    where, limit = converted(tmp_path, 120), 0.25
+    with scripted_teacher(thinking) as teacher:
+        there = Batches(teacher)
+        with pytest.raises(BudgetSpent, match="--budget-usd is spent"):
+            distill(where, teacher, batch=batch, budget_usd=limit, concurrency=10)
+        # What a line of a batch is paid for, the teacher counts in full.
+        tokens = [(PROMPT, 640 + 20 * (asked.number % 20)) for asked in there.lines]
+        halved = sum(2.5e-6 * a + 10e-6 * b for a, b in tokens) / 2
+        paid = 2.5e-6 * teacher.tokens_in + 10e-6 * teacher.tokens_out - halved
+        assert bool(there.lines) == batch
+    assert limit / 4 < paid <= limit
 
 
 def test_every_request_that_leaves_the_process_counts(tmp_path: Path) -> None:

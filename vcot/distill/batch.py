@@ -30,7 +30,7 @@ from vcot import logging
 from vcot.distill.budget import KeptReplies
 from vcot.distill.costs import NOTHING, PICO, SENT, Costs, Usage, Worst, dollars, total
 from vcot.distill.endpoint import Endpoint, as_dict, body_of, completion_of, refused, refuses_the_row
-from vcot.distill.request import Client, Request
+from vcot.distill.request import Client, Request, RowFailed
 from vcot.distill.runner import ModelTeacher
 from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.records import Completion, Sample
@@ -98,8 +98,8 @@ class Batches:
 
         async def write_next(row: Sample, _: Client) -> None:
             if (missing := (await KeptReplies.of(row, self._teacher)).missing) is not None:
-                with suppress(ImageError):  # the shard refuses the row
-                    await writer.add(missing)
+                with suppress(ImageError, RowFailed):  # the shard refuses the row
+                    await writer.add(missing, row)
 
         deque(self._teacher.map(rows, write_next), maxlen=0)
         return writer.files
@@ -195,12 +195,17 @@ class FileWriter:
     def __init__(self, teacher: ModelTeacher, scratch: Path, tried: set[str]) -> None:
         self.files: list[File] = []
         self._client, self._scratch, self._seen = teacher.client, scratch, set(tried)
-        self._left = teacher.client.ledger.left()
+        self._left, self._first = teacher.client.ledger.left(), asyncio.Lock()
 
-    async def add(self, request: Request) -> None:
+    async def add(self, request: Request, row: Sample) -> None:
         if (key := request.key()) in self._seen:
             return
         self._seen.add(key)
+        async with self._first:
+            # A batch is as large as its money allows, so how replies are counted must be known before.
+            if self._client.is_uncounted(request.model):
+                await self._client.ask(request, source=row.origin.dataset, row=row.id)
+                return
         body = await body_of(request, self._client.images)
         worst = self._client.costs.worst(request, batch=True)
         if worst.usage.within(self._left):

@@ -67,6 +67,7 @@ class Ledger:
         self._holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._taken, self._last = NOTHING, 0
         self.limited = any(limit != UNLIMITED for limit in budget)
+        self.limits_tokens = budget.pico != UNLIMITED or budget.tokens != UNLIMITED
 
     def take(self, least: Usage, wanted: Usage) -> Usage | None:
         """Takes what is wanted, as far as a fair share of what is left goes; None, and nothing happens, where less

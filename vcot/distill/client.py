@@ -60,6 +60,7 @@ class TeacherClient:
         self._ready = asyncio.Semaphore(2 * endpoint.rate.at_once)  # that hold their images in memory
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._closing = asyncio.Event()
+        self._first = asyncio.Lock()
 
     async def ask(self, request: Request, *, source: str, row: str = "") -> Completion:
         """See request.Client. Raises Closing too, once `stop_asking` was called."""
@@ -138,6 +139,20 @@ class TeacherClient:
 
     async def _once(self, body: Mapping[str, Any], request: Request, source: str) -> Completion:
         """At most one request that leaves the process; whatever becomes of it, it counts as one."""
+        if self.is_uncounted(request.model):
+            async with self._first:
+                if self.is_uncounted(request.model):
+                    return await self._reserved(body, request, source)
+        return await self._reserved(body, request, source)
+
+    def is_uncounted(self, model: str) -> bool:
+        """Return True if a limit depends on how the model's replies are counted, and none was counted yet.
+
+        Such a model is sent one request at a time: its replies may have more tokens than the request allows.
+        """
+        return self.ledger.limits_tokens and model not in self.costs.counted
+
+    async def _reserved(self, body: Mapping[str, Any], request: Request, source: str) -> Completion:
         worst = self.costs.worst(request)
         await self.lease.reserve(worst.usage)
         spent = NOTHING

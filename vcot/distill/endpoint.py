@@ -393,7 +393,7 @@ def completion_of(answer: Any, model: str, seconds: float) -> Completion | None:
         model=_plain(named)[:LONGEST_NAME] if isinstance(named, str) and named else model,
         finish_reason=_plain(finish)[:LONGEST_NAME] if isinstance(finish, str) else "",
         tokens_in=_count(usage.get("prompt_tokens")),
-        tokens_out=_count(usage.get("completion_tokens")),
+        tokens_out=_output_tokens(usage),
         tokens_cached=_count(as_dict(usage.get("prompt_tokens_details")).get("cached_tokens")),
         seconds=round(seconds, 3),
         logprobs=_logprobs(choice),
@@ -430,7 +430,7 @@ def delta_of(chunk: Any) -> Delta:
         text=_text(as_dict(choice.get("delta")).get("content")),
         logprobs=_logprobs(choice),
         finish_reason=_plain(finish)[:LONGEST_NAME] if isinstance(finish, str) else "",
-        tokens_out=_count(as_dict(as_dict(chunk).get("usage")).get("completion_tokens")),
+        tokens_out=_output_tokens(as_dict(as_dict(chunk).get("usage"))),
     )
 
 
@@ -459,6 +459,19 @@ def as_dict(value: Any) -> dict[str, Any]:
 def _count(value: Any) -> int:
     """0 where it is no count; costs.py says what can be believed."""
     return value if type(value) is int and value > 0 else 0
+
+
+def _output_tokens(usage: dict[str, Any]) -> int:
+    """Return the tokens that are paid for as output, thinking included.
+
+    Most endpoints count thinking inside `completion_tokens`. Some count it outside, which the total shows, or that more
+    tokens were spent on thinking than on all of the completion.
+    """
+    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    thinking = _count(as_dict(usage.get("completion_tokens_details")).get("reasoning_tokens"))
+    if thinking > completion:
+        completion += thinking
+    return max(completion, _count(usage.get("total_tokens")) - prompt) if prompt else completion
 
 
 class Rate:
