@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from vcot.distill.budget import Ledger, budget_of
 from vcot.distill.client import TeacherClient
 from vcot.distill.costs import PICO, Usage, read_prices
 from vcot.distill.crops import data_url, size_of
-from vcot.distill.endpoint import Endpoint, Rate, delta_of, read_completion, retry_after
+from vcot.distill.endpoint import Endpoint, Rate, Unanswered, delta_of, read_completion, retry_after
 from vcot.distill.request import Prompt, ReplyCache, Request, ShownImage
 from vcot.distill.runner import ModelTeacher, distil
 from vcot.errors import InputError, SettingsError, TemporaryError
@@ -279,6 +280,66 @@ def test_trouble_that_stays_is_told_in_words(
         with pytest.raises(error, match=says):
             asks([question()], teacher.address, retries=2, timeout=0.1 if trouble.wait else 60)
         assert sum("Where is disc" in asked.words for asked in teacher.asked) == tries
+
+
+# --- redirects
+
+
+def moved(where: str, status: int = 307) -> Answer:
+    return Answer(status, b"", {"Location": where})
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_redirect_within_the_host_is_counted(asks: Any, status: int) -> None:
+    with scripted_teacher() as teacher:
+        new = teacher.address.replace("/v1", "/v2/chat/completions")
+        teacher.script = lambda asked: moved(new, status) if asked.path.startswith("/v1") else grounded(asked)
+        replies, _, tries = asks([question(0), question(1)], teacher.address, at_once=1)
+    paths = [asked.path for asked in teacher.asked]
+    old, new = "/v1/chat/completions", "/v2/chat/completions"
+    # A permanent redirect is remembered.
+    assert Counter(paths) == {old: 1 if status in (301, 308) else 2, new: 2}
+    assert [spent.requests for _, spent in tries] == [1] * len(paths)
+    assert all("So the answer is up" in reply.text for reply in replies)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirect_to_another_host_is_refused(asks: Any, status: int) -> None:
+    with scripted_teacher() as other:
+        where = other.address + "/chat/completions"
+        with scripted_teacher(lambda asked: moved(where, status)) as teacher:
+            with pytest.raises(SettingsError, match=rf"redirects to {where} .*OPENAI_BASE_URL={other.address}"):
+                asks([question()], teacher.address)
+            assert len(teacher.asked) == len(asks.tries) == 1
+        assert not other.asked
+
+
+@pytest.mark.parametrize("where", ["/v1/chat/completions", "/v1/next/chat/completions", ""])
+def test_redirects_without_an_end_are_refused(asks: Any, where: str) -> None:
+    with scripted_teacher(lambda asked: moved(where and f"{where}?{asked.number}")) as teacher:
+        with pytest.raises(SettingsError, match="redirect"):
+            asks([question()], teacher.address)
+        assert len(teacher.asked) == len(asks.tries) <= 6
+
+
+def test_redirect_of_a_stream_stays_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def words(address: str) -> str:
+        endpoint = Endpoint(at_once=1, timeout=10, address=address)
+        try:
+            return "".join([delta.text async for delta in endpoint.stream({"messages": []}, "m")])
+        finally:
+            await endpoint.close()
+
+    chunk = json.dumps({"choices": [{"delta": {"content": "yes"}}]})
+    events = Answer(body=f"data: {chunk}\n\ndata: [DONE]\n\n".encode())
+    with scripted_teacher() as teacher, scripted_teacher() as other:
+        teacher.script = lambda asked: events if "v2" in asked.path else moved("/v2/chat/completions")
+        assert asyncio.run(words(teacher.address)) == "yes"
+        teacher.script = lambda asked: moved(f"{other.address}/chat/completions")
+        with pytest.raises(Unanswered) as refused:
+            asyncio.run(words(teacher.address))
+        assert f"redirects to {other.address}" in str(refused.value.trouble)
+        assert not other.asked
 
 
 # --- how fast

@@ -197,6 +197,32 @@ def test_endpoint_without_batches_is_told_and_its_money_is_left_to_single_reques
         assert len(teacher.asked) == 4
 
 
+def test_batch_follows_no_redirect_to_another_host(tmp_path: Path) -> None:
+    """The file of requests holds prompts and images."""
+    where, received = converted(tmp_path, 4), []
+    with scripted_teacher() as teacher, scripted_teacher() as other:
+        other.elsewhere = lambda method, path, *_: received.append(path) or Refuse(404)
+        teacher.elsewhere = lambda method, path, *_: Answer(307, b"", {"Location": f"{other.address}/files"})
+        with pytest.raises(SettingsError, match=rf"redirects to {other.address}/files"):
+            distill(where, teacher, batch=True)
+    assert received == []
+
+
+def test_batch_follows_redirects_within_the_host(tmp_path: Path) -> None:
+    where = converted(tmp_path, 4)
+    with scripted_teacher() as teacher:
+        there = Batches(teacher)
+
+        def moved(method: str, path: str, *more: Any) -> Answer:
+            if path.startswith("/v1/moved"):
+                return there.answer(method, path.replace("/moved", ""), *more)
+            return Answer(307, b"", {"Location": path.replace("/v1", "/v1/moved")})
+
+        teacher.elsewhere = moved
+        distill(where, teacher, batch=True)
+        assert (len(there.batches), len(there.lines)) == (1, 4)
+
+
 # --- the key
 
 KEY = "sk-proj/Hush+4f9a01c2b7de&do=not*tell"

@@ -229,8 +229,14 @@ class BatchEndpoint:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.address = endpoint.address
+
+        async def check_redirect(response: httpx2.Response) -> None:
+            """Raises SettingsError: a file of requests, or a batch, would go to another host."""
+            if response.has_redirect_location and response.request.method != "GET":
+                endpoint.redirected_to(response, (307, 308))
+
         # httpx says beforehand how long a file is, and aiohttp does not.
-        http = openai.DefaultAsyncHttpxClient()
+        http = openai.DefaultAsyncHttpxClient(event_hooks={"response": [check_redirect]})
         self._client = endpoint.client.with_options(max_retries=5, timeout=600, http_client=http)
 
     async def submit(self, path: Path, name: str) -> str:

@@ -14,7 +14,7 @@ import math
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +39,7 @@ LONGEST_NAME = 200  # characters
 CONNECT = 10.0  # seconds until a connection must stand
 LONGEST_PAUSE = 120.0  # seconds that a Retry-After is sat out
 BURST = 2.0  # seconds' worth of a minute's allowance that may be sent in one breath
+MAX_REDIRECTS = 5  # of one request
 GROWTH = 4  # more requests at once, after as many answers as there are requests at once
 
 # Codes of a refused request (400, 413, 422) that speak of this one row; any other speaks of our settings.
@@ -68,9 +69,9 @@ class Unanswered(Exception):
     whole: bool = False  # it concerns all requests (the account, the model, the way there), and not perhaps this one
 
 
-class OptionRefused(Unanswered):
-    """It does not take some field of the body that it can be asked without (a schema, logprobs), and will be asked
-    without that from now on."""
+class SendAgain(Unanswered):
+    """The same request is to be sent again at once: without a field of the body that the endpoint does not take (a
+    schema, logprobs), or to where it is redirected."""
 
 
 class Flags(NamedTuple):
@@ -115,6 +116,7 @@ class Endpoint:
         self._timeout = timeout
         self._understood = False  # whether it ever answered with a chat completion
         self.refused_options: set[str] = set()  # of a schema the words of the prompt must do
+        self._moved: dict[str, str] = {}  # path → where a permanent redirect leads
 
     @cached_property
     def client(self) -> openai.AsyncOpenAI:
@@ -128,8 +130,8 @@ class Endpoint:
             key = "none"  # the client wants one; servers of one's own mostly do not look at it
         elif not self._is_azure:
             raise SettingsError(f"{name} is not set; give the key of {self.address} (any word where it asks for none)")
-        # aiohttp takes a third less CPU for a request than the client's default.
-        http = openai.DefaultAioHttpClient(timeout=_TIMEOUT)
+        # aiohttp takes a third less CPU for a request than the client's default. Each redirect is a request of its own.
+        http = openai.DefaultAioHttpClient(timeout=_TIMEOUT, follow_redirects=False)
         given: Any = {"max_retries": 0, "timeout": _TIMEOUT, "http_client": http}
         try:
             if self._is_azure:
@@ -140,20 +142,22 @@ class Endpoint:
             name, why = ("AZURE_OPENAI_ENDPOINT", "") if self._is_azure else own
             raise SettingsError(f"{name}={self.address}: {why}{error}") from error
 
-    async def ask(self, body: Mapping[str, Any], model: str) -> Completion | None:
+    async def ask(self, body: Mapping[str, Any], model: str, redirects: list[str]) -> Completion | None:
         """The reply to one request, a chat completion's; at most one request is sent, without `refused_options`.
 
+        `redirects`: the addresses to which this request was redirected; the next is added to it.
+
         None: the endpoint refuses this request for its content, and is not paid. Raises Unanswered (not reached, too
-        slow, refused), OptionRefused (to be sent again at once) and, before anything is sent, SettingsError.
+        slow, refused), SendAgain and, before anything is sent, SettingsError.
         """
         client, begun = self.client, time.monotonic()
-        path = f"/deployments/{quote(model, safe='')}/chat/completions" if self._is_azure else "/chat/completions"
         asked = {name: said for name, said in body.items() if name not in self.refused_options}
         try:
             async with asyncio.timeout(self._timeout):
-                answer = await client.post(path, content=to_json(asked), cast_to=httpx2.Response, options=_JSON)
+                url = self._url(model, redirects)
+                answer = await client.post(url, content=to_json(asked), cast_to=httpx2.Response, options=_JSON)
         except _FAILURES as error:
-            if (failure := await self._failure(error, asked, model)) is None:
+            if (failure := await self._failure(error, asked, model, redirects)) is None:
                 return None
             raise failure from error
         completion = read_completion(answer.content, model, time.monotonic() - begun)
@@ -170,15 +174,14 @@ class Endpoint:
         Raises Unanswered, also in the middle (nothing comes for longer than the timeout, or the connection breaks), and
         for its content as well, and SettingsError.
         """
-        client = self.client
-        path = f"/deployments/{quote(model, safe='')}/chat/completions" if self._is_azure else "/chat/completions"
+        client, redirects = self.client, list[str]()
         wanted = {**body, "stream": True, "stream_options": {"include_usage": True}}
         while True:
             asked = {name: said for name, said in wanted.items() if name not in self.refused_options}
             try:
                 async with asyncio.timeout(self._timeout):
                     chunks = await client.post(
-                        path, content=to_json(asked), cast_to=object, options=_JSON, stream=True,
+                        self._url(model, redirects), content=to_json(asked), cast_to=object, options=_JSON, stream=True,
                         stream_cls=openai.AsyncStream[object],
                     )  # fmt: skip
                 try:
@@ -192,17 +195,61 @@ class Endpoint:
                 finally:
                     await chunks.close()
             except _FAILURES as error:
-                failure = await self._failure(error, asked, model)
-                if not isinstance(failure, OptionRefused):
+                failure = await self._failure(error, asked, model, redirects)
+                if not isinstance(failure, SendAgain):
                     refused = SettingsError(f"{self.address} refuses this request for its content")
                     raise failure or Unanswered(refused) from error
 
-    async def _failure(self, error: Exception, asked: Mapping[str, Any], model: str) -> Unanswered | None:
+    def _path(self, model: str) -> str:
+        return f"/deployments/{quote(model, safe='')}/chat/completions" if self._is_azure else "/chat/completions"
+
+    def _url(self, model: str, redirects: Sequence[str]) -> str:
+        path = self._path(model)
+        return redirects[-1] if redirects else self._moved.get(path, path)
+
+    def _redirect(self, response: httpx2.Response, model: str, redirects: list[str]) -> Unanswered:
+        """Follow a redirect within the host, as a request of its own."""
+        try:
+            to = self.redirected_to(response, (301, 302, 307, 308))
+        except SettingsError as error:
+            return Unanswered(error, whole=True)
+        if len(redirects) == MAX_REDIRECTS:
+            what = f"{self.address} redirects {MAX_REDIRECTS + 1} times, at last to {_shown(to)}"
+            return Unanswered(SettingsError(f"{what}: is {self._flags.address} right?"), whole=True)
+        if response.status_code in (301, 308) and not redirects:
+            self._moved[self._path(model)] = to
+        redirects.append(to)
+        return SendAgain(SettingsError(f"{self.address} redirects to {_shown(to)}"))
+
+    def redirected_to(self, response: httpx2.Response, followed: Collection[int]) -> str:
+        """Return the address of a redirect with one of these statuses that stays on the host.
+
+        Raises SettingsError for any other: prompts, images and the key go to the host that the user names, and nowhere
+        else.
+        """
+        url, status = response.request.url, response.status_code
+        if "location" not in response.headers:
+            raise SettingsError(f"{self.address} answers with a redirect ({status}) that names no address")
+        to = url.join(response.headers["location"])
+        is_same = (to.scheme, to.host, to.port) == (url.scheme, url.host, url.port)
+        if status in followed and (is_same or (url.scheme, to.scheme, to.host) == ("http", "https", url.host)):
+            return str(to)
+        address = _shown(str(to))
+        raise SettingsError(
+            f"{self.address} redirects to {address} ({status}); nothing is sent there. If that is the right endpoint, "
+            f"set {self._flags.address}={address.removesuffix('/chat/completions')}"
+        )
+
+    async def _failure(
+        self, error: Exception, asked: Mapping[str, Any], model: str, redirects: list[str]
+    ) -> Unanswered | None:
         """What went wrong with a request; None: the endpoint refuses it for its content."""
         if isinstance(error, openai.APIStatusError):
+            if 300 <= error.status_code < 400:
+                return self._redirect(error.response, model, redirects)
             if named := _options_named(error, asked):
                 self.refused_options |= named
-                return OptionRefused(SettingsError(_words_of(error)))
+                return SendAgain(SettingsError(_words_of(error)))
             if refuses_the_row(error.status_code, error.code):
                 return None
             served = await self._served() if error.status_code == 404 else ""
@@ -223,12 +270,13 @@ class Endpoint:
         """What /models lists; None: it lists nothing that can be read. Raises Unanswered, and SettingsError."""
         try:
             async with asyncio.timeout(CONNECT):
-                answer = await self.client.get("/models", cast_to=httpx2.Response)
+                # It holds no prompt, and the key is left out on another host.
+                answer = await self.client.get("/models", cast_to=httpx2.Response, options={"follow_redirects": True})
             listed = as_dict(json.loads(answer.content)).get("data")
         except _FAILURES as error:
             if isinstance(error, openai.APIStatusError):
                 raise self._explain(error, "") from error
-            failure = await self._failure(error, {}, "")
+            failure = await self._failure(error, {}, "", [])
             assert failure is not None
             raise failure from error
         except (ValueError, RecursionError):
@@ -340,6 +388,11 @@ def _options_named(error: openai.APIStatusError, asked: Iterable[str]) -> set[st
 def refuses_the_row(status: Any, code: Any) -> bool:
     """Whether a refusal is about what was asked, and not about how we ask."""
     return status == 413 or (status in (400, 422) and code in _ROW_CODES)
+
+
+def _shown(address: str) -> str:
+    """Return an address for a message, without its query, which may be signed."""
+    return redacted(address.partition("?")[0])
 
 
 def _words_of(error: openai.APIStatusError) -> str:
