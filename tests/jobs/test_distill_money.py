@@ -158,15 +158,48 @@ def test_a_batch_goes_on_without_a_row_whose_image_is_gone(tmp_path: Path) -> No
     assert [one.reason for one in rejections(str(where), marker)] == [Reason.IMAGE_MISSING]
 
 
-def test_batch_is_submitted_once_whatever_ends_the_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keeps_metadata", [True, False])
+def test_batch_of_a_lost_answer_is_not_submitted_again(tmp_path: Path, keeps_metadata: bool) -> None:
+    """The creation is dropped, and the batch is not in the list of the endpoint for some time."""
     where = converted(tmp_path, 6)
     with scripted_teacher() as teacher:
         there = Batches(teacher, looks=3)
-        there.lose_next_answer = True
-        with pytest.raises(TemporaryError, match="run the same command again"):
-            distill(where, teacher, batch=True)
+        there.lose_next_answer, there.lists_before_shown, there.keeps_metadata = True, 2, keeps_metadata
         distill(where, teacher, batch=True)
-        assert len(there.batches) == 1  # found again by its name
+        assert (len(there.batches), len(there.lines)) == (1, 6)
+        assert not teacher.asked
+    assert len(distilled(str(where))[1]) == 6
+
+
+def test_batch_that_was_not_created_is_submitted_again(tmp_path: Path) -> None:
+    where = converted(tmp_path, 6)
+    with scripted_teacher() as teacher:
+        there = Batches(teacher)
+        answer, lost = there.answer, [Answer(body=None)]
+        teacher.elsewhere = lambda method, path, *more: (
+            lost.pop() if lost and (method, path) == ("POST", "/v1/batches") else answer(method, path, *more)
+        )
+        distill(where, teacher, batch=True)
+        assert (len(there.batches), len(there.lines)) == (1, 6)
+        assert not teacher.asked
+
+
+@pytest.mark.parametrize("keeps_metadata", [True, False])
+def test_batch_is_submitted_once_whatever_ends_the_process(tmp_path: Path, keeps_metadata: bool) -> None:
+    where = converted(tmp_path, 6)
+    with scripted_teacher() as teacher:
+        there = Batches(teacher, looks=3)
+        there.lose_next_answer, there.keeps_metadata = True, keeps_metadata
+        answer = there.answer
+        teacher.elsewhere = lambda method, path, *more: (
+            Refuse(404) if (method, path.split("?")[0]) == ("GET", "/v1/batches") else answer(method, path, *more)
+        )
+        with pytest.raises(TemporaryError, match="Whether the batch was created is unknown"):
+            distill(where, teacher, batch=True)
+        assert len(there.batches) == 1
+        teacher.elsewhere, there.lists_before_shown = answer, 2
+        distill(where, teacher, batch=True)
+        assert len(there.batches) == 1  # found again by its name, or by its file
         assert not teacher.asked
     assert len(distilled(str(where))[1]) == 6
 
