@@ -26,7 +26,7 @@ from vcot.distill.client import TeacherClient
 from vcot.distill.costs import PICO, Usage, read_prices
 from vcot.distill.crops import data_url, size_of
 from vcot.distill.endpoint import Endpoint, Rate, Unanswered, delta_of, read_completion, retry_after
-from vcot.distill.request import Prompt, ReplyCache, Request, ShownImage
+from vcot.distill.request import Prompt, ReplyCache, Request, RowFailed, ShownImage
 from vcot.distill.runner import ModelTeacher, distil
 from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.grounding import Box
@@ -421,6 +421,9 @@ def test_the_teacher_sees_the_image_and_its_reply_is_kept(tmp_path: Path) -> Non
         (Say(None, refusal="I can't."), Reason.TEACHER_REFUSED, 1),
         (Refuse(400, "flagged", "content_filter"), Reason.TEACHER_REFUSED, 1),
         (Answer(body=b'{"choices": []}'), Reason.TEACHER_EMPTY, 2),
+        (Say("", finish="length"), Reason.TEACHER_CUT_OFF, 1),
+        (Say("<think>The disc", finish="length"), Reason.TEACHER_CUT_OFF, 1),
+        (Say("<think>The disc</think>", finish="length"), Reason.TEACHER_CUT_OFF, 1),
         (Answer(body=b'{"choices": [{"message": {"content": "\\ud800 \\u0000"}}]}'), Reason.TEACHER_UNGROUNDED, 2),
     ],
 )
@@ -502,6 +505,111 @@ def test_an_answer_is_read_whatever_is_left_out(body: object, text: str) -> None
     completion = read_completion(json.dumps(body).encode(), "asked", 0.5)
     assert completion is not None
     assert (completion.text, completion.model, completion.tokens_in) == (text, "asked", 0)
+
+
+def failed(finish: str = "error", text: str = "", **error: Any) -> Answer:
+    """A reply of HTTP status 200 that reports an error in its choice, as gateways write it."""
+    body = json.loads(Say(text, finish=finish).body or b"")
+    body["choices"][0] |= {"error": error} if error else {}
+    return Answer(body=json.dumps(body).encode())
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        (failed(message="upstream 502", code=502), "upstream 502"),
+        (failed(), "finish_reason: error"),
+        (failed(text="I see the"), "finish_reason: error"),
+        (failed("stop", message="overloaded", code="server_error"), "overloaded"),
+        (failed("stop", message="", code=None), "error"),
+    ],
+)
+def test_error_within_a_reply_is_tried_again(asks: Any, tmp_path: Path, trouble: Answer, says: str) -> None:
+    with scripted_teacher(in_turn(trouble, trouble, Say("yes"))) as teacher:
+        (reply,), _, tries = asks([question()], teacher.address)
+        assert (reply.text, len(teacher.asked)) == ("yes", 3)
+        assert [spent for _, spent in tries[:2]] == [worst for worst, _ in tries[:2]]  # it may be paid for
+        teacher.script = lambda asked: Say("OK") if asked.words == "Say OK." else trouble
+        with pytest.raises(RowFailed, match=says):
+            asks([question(1)], teacher.address, retries=1)
+    assert len(list(tmp_path.rglob("??/*.json"))) == 1
+
+
+def test_reasoning_parts_stay_outside_the_text() -> None:
+    parts = [
+        {"type": "reasoning", "text": "The user wants"},
+        {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]},
+        {"type": "text", "text": "I see "},
+        {"type": "output_text", "text": "the [1]"},
+        {"text": "."},
+        {"type": "reasoning_summary", "text": "done"},
+    ]
+    completion = read_completion(Say(parts).body or b"", "asked", 0.5)  # type: ignore[arg-type]
+    assert completion is not None
+    assert completion.text == "I see the [1]."
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        (Refuse(413, "Request Entity Too Large"), r"413: Request Entity Too Large.*--image-side"),
+        (Refuse(400, "too many tokens", "context_length_exceeded"), "too many tokens"),
+        (Refuse(400, "cannot parse it", "invalid_image"), "cannot parse it"),
+    ],
+    ids=["413", "context", "image"],
+)
+def test_what_is_no_content_filter_is_not_reported_as_one(
+    asks: Any, tmp_path: Path, trouble: Answer, says: str
+) -> None:
+    with scripted_teacher(lambda asked: Say("OK") if asked.words == "Say OK." else trouble) as teacher:
+        with pytest.raises(RowFailed, match=says):
+            asks([question()], teacher.address)
+        assert sum("Where is disc" in asked.words for asked in teacher.asked) == 1
+    assert not list(tmp_path.rglob("??/*.json"))  # another setting of the server may let it pass
+
+
+def test_425_is_tried_again(asks: Any) -> None:
+    with scripted_teacher(in_turn(Refuse(425, "too early"), Say("yes"))) as teacher:
+        (reply,), _, _ = asks([question()], teacher.address)
+    assert reply.text == "yes"
+
+
+WORDS = "Größe: 5 °C"
+
+
+@pytest.mark.parametrize("charset", ["iso-8859-1", "windows-1252", "utf-16", "UTF-8"])
+def test_body_is_decoded_by_its_charset(asks: Any, charset: str) -> None:
+    body = json.dumps(json.loads(Say(WORDS).body or b""), ensure_ascii=False).encode(charset)
+    said = Answer(body=body, headers={"Content-Type": f"application/json; charset={charset}"}, paid=(100, 10))
+    with scripted_teacher(in_turn(said)) as teacher:
+        (reply,), _, _ = asks([question()], teacher.address)
+    assert (reply.text, len(teacher.asked)) == (WORDS, 1)
+
+
+LATIN = json.dumps(json.loads(Say(WORDS).body or b""), ensure_ascii=False).encode("latin-1")
+EVENTS = b'data: {"choices": [{"index": 0, "delta": {"content": "yes"}}]}\n\ndata: [DONE]\n\n'
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        (Answer(body=b"\x8b\x01\x80yes\x03", headers={"Content-Encoding": "br"}), "compressed.*br"),
+        (Answer(body=b"(\xb5/\xfd", headers={"Content-Encoding": "zstd"}), "compressed.*zstd"),
+        (Answer(body=LATIN, paid=(100, 10)), "not UTF-8.*charset"),
+        (
+            Answer(body=LATIN, headers={"Content-Type": "application/json; charset=klingon"}, paid=(100, 10)),
+            "not UTF-8.*klingon",
+        ),
+        (Answer(body=EVENTS, headers={"Content-Type": "text/event-stream"}), "event stream"),
+        (Answer(body=EVENTS), "event stream"),
+    ],
+    ids=["brotli", "zstd", "latin-1", "charset", "events", "events without a type"],
+)
+def test_body_that_cannot_be_read_is_refused_once(asks: Any, trouble: Answer, says: str) -> None:
+    with scripted_teacher(in_turn(trouble)) as teacher:
+        with pytest.raises(SettingsError, match=says):
+            asks([question()], teacher.address)
+        assert len(teacher.asked) == 1
 
 
 @pytest.mark.parametrize(

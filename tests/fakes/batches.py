@@ -78,8 +78,8 @@ class Batches:
         name = f"batch-{len(self.batches)}"
         self.batches[name] = {
             "id": name, "object": "batch", "endpoint": asked["endpoint"], "input_file_id": asked["input_file_id"],
-            "completion_window": "24h", "status": "validating", "created_at": 1, "metadata": asked["metadata"] if self.keeps_metadata else None,
-            "looks": 0,
+            "completion_window": "24h", "status": "validating", "created_at": 1,
+            "metadata": asked["metadata"] if self.keeps_metadata else None, "looks": 0,
         }  # fmt: skip
         if self.lose_next_answer:
             self.lose_next_answer = False

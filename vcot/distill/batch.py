@@ -30,7 +30,7 @@ from pydantic import ValidationError
 from vcot import logging
 from vcot.distill.budget import KeptReplies
 from vcot.distill.costs import NOTHING, PICO, SENT, Costs, Usage, Worst, dollars, total
-from vcot.distill.endpoint import Endpoint, as_dict, body_of, completion_of, refused, refuses_the_row
+from vcot.distill.endpoint import ERROR, Endpoint, as_dict, body_of, completion_of, refused, refuses_content
 from vcot.distill.request import Client, Request, RowFailed
 from vcot.distill.runner import ModelTeacher
 from vcot.errors import InputError, SettingsError, TemporaryError
@@ -348,8 +348,10 @@ def _read_line(line: dict[str, Any], worst: Worst, costs: Costs) -> tuple[Comple
     status, body = response.get("status_code"), response.get("body")
     if status == 200:
         reply = completion_of(body, worst.model, 0.0)
-        return costs.spent(reply, worst) if reply is not None else (None, worst.usage)
+        if reply is None or reply.finish_reason == ERROR:
+            return None, worst.usage
+        return costs.spent(reply, worst)
     if status is None and not line.get("error"):
         return None, worst.usage  # it does not say what became of it
     error = as_dict(as_dict(body).get("error") or line.get("error"))
-    return (refused(worst.model) if refuses_the_row(status, error.get("code")) else None), SENT
+    return (refused(worst.model) if refuses_content(status, error.get("code")) else None), SENT

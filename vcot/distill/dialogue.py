@@ -137,7 +137,7 @@ class Dialogue:
         try:
             return await self._once(request, read)
         except Refused as refused:
-            if refused.fault.reason in NOT_FOR_REPAIR or not self.config.options.repairs:
+            if refused.is_final or refused.fault.reason in NOT_FOR_REPAIR or not self.config.options.repairs:
                 raise
             stricter = (
                 f"Your last reply to this was thrown away: {refused.fault.why}. "
@@ -184,10 +184,13 @@ def text_of(completion: Completion) -> str:
     if completion.finish_reason in REFUSED:
         raise Refused(Reason.TEACHER_REFUSED, f"it was refused ({completion.finish_reason})")
     text = _THINKING.sub("", completion.text).strip()
+    if completion.finish_reason == "length":
+        if not text or text.casefold().startswith("<think>"):  # the same words again would be cut off as well
+            why = f"it was cut off while it was thinking ({completion.tokens_out:,} tokens): raise --reply-tokens"
+            raise Refused(Reason.TEACHER_CUT_OFF, why, is_final=True)
+        raise Refused(Reason.TEACHER_CUT_OFF, "it was cut off because it was too long")
     if not text:
         raise Refused(Reason.TEACHER_EMPTY, "it was empty")
-    if completion.finish_reason == "length":
-        raise Refused(Reason.TEACHER_CUT_OFF, "it was cut off because it was too long")
     if len(text) > LONGEST:
         raise Refused(Reason.TEACHER_NOT_JSON, f"it had {len(text):,} characters; no more than {LONGEST:,} are read")
     return text

@@ -42,12 +42,10 @@ BURST = 2.0  # seconds' worth of a minute's allowance that may be sent in one br
 MAX_REDIRECTS = 5  # of one request
 GROWTH = 4  # more requests at once, after as many answers as there are requests at once
 
-# Codes of a refused request (400, 413, 422) that speak of this one row; any other speaks of our settings.
-_ROW_CODES = (
-    "content_filter", "content_policy_violation", "invalid_image", "invalid_image_format", "invalid_image_url",
-    "image_parse_error", "invalid_base64_image", "image_too_large", "image_too_small", "image_content_policy_violation",
-    "unsupported_image_media_type", "context_length_exceeded", "string_above_max_length",
-)  # fmt: skip
+# Codes of a refused request (400, 422) that speak of what this row says or shows.
+_CONTENT_CODES = ("content_filter", "content_policy_violation", "image_content_policy_violation")
+ERROR = "error"  # finish reason of a Completion that reports an error, and in its text which one
+_DECODED = ("", "identity", "gzip", "deflate")  # content encodings that the client asks for
 # A gateway gave up; what stands behind it may have answered, and be paid for it.
 _PERHAPS_ANSWERED = (408, 502, 504, 524)
 _BEFORE_SENDING = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
@@ -160,9 +158,14 @@ class Endpoint:
             if (failure := await self._failure(error, asked, model, redirects)) is None:
                 return None
             raise failure from error
-        completion = read_completion(answer.content, model, time.monotonic() - begun)
+        completion = read_completion(answer.content, model, time.monotonic() - begun, answer.charset_encoding)
         if completion is None:
+            if why := _unreadable(answer):  # each further try is paid for, and gives the same
+                raise Unanswered(SettingsError(f"{self.address} answers with {why}"), billed=True, whole=True)
             raise Unanswered(self._strange(answer.content), again=True, billed=True)
+        if completion.finish_reason == ERROR:
+            what = f"{self.address} answers with an error in the place of a reply ({completion.text})"
+            raise Unanswered(TemporaryError(what), again=True, billed=True)
         self._understood = True
         self.rate.answered(answer.headers)
         return completion
@@ -250,7 +253,7 @@ class Endpoint:
             if named := _options_named(error, asked):
                 self.refused_options |= named
                 return SendAgain(SettingsError(_words_of(error)))
-            if refuses_the_row(error.status_code, error.code):
+            if refuses_content(error.status_code, error.code):
                 return None
             served = await self._served() if error.status_code == 404 else ""
             return self._explain(error, model, served)
@@ -311,7 +314,10 @@ class Endpoint:
             case _ if status == 402 or error.code == "insufficient_quota":
                 what = f"{self.address}: the account of this key has no money left ({said})"
                 return Unanswered(SettingsError(what), whole=True)
-            case 408 | 409 | 429:
+            case 413:
+                what = f"{self.address} refuses a request as too large ({said}): lower --image-side, or raise its limit"
+                return Unanswered(SettingsError(what))
+            case 408 | 409 | 425 | 429:
                 self.rate.refused(headers)
                 until = f"; Retry-After: {headers['retry-after']}" if "retry-after" in headers else ""
                 what = f"{self.address} turns requests away for now ({said}{until})"
@@ -385,9 +391,9 @@ def _options_named(error: openai.APIStatusError, asked: Iterable[str]) -> set[st
     return {field for field in {*asked} - _NEEDED if named(field)}
 
 
-def refuses_the_row(status: Any, code: Any) -> bool:
-    """Whether a refusal is about what was asked, and not about how we ask."""
-    return status == 413 or (status in (400, 422) and code in _ROW_CODES)
+def refuses_content(status: Any, code: Any) -> bool:
+    """Return True if a refusal is about what the row says or shows."""
+    return status in (400, 422) and code in _CONTENT_CODES
 
 
 def _shown(address: str) -> str:
@@ -414,8 +420,9 @@ def _check_key(name: str, key: str) -> None:
 # --- what the bytes of an answer say
 
 
-def read_completion(data: bytes, model: str, seconds: float) -> Completion | None:
-    """What the bytes of an answer say, whatever a server leaves out; None if they are no chat completion.
+def read_completion(data: bytes, model: str, seconds: float, charset: str | None = None) -> Completion | None:
+    """What the bytes of an answer say, whatever a server leaves out; None if they are no chat completion. `charset`:
+    as declared, for JSON that is not in Unicode.
 
     What is longer than LONGEST_BODY is a reply that was cut off, and not parsed: the event loop, and every other
     request with it, would wait. Nor is it asked for again, which would cost as much and bring as much.
@@ -424,10 +431,32 @@ def read_completion(data: bytes, model: str, seconds: float) -> Completion | Non
         begins = _plain(data[:4000].decode(errors="replace"))[:80]
         return Completion(text=begins, model=model, finish_reason="length", seconds=round(seconds, 3))
     try:
-        answer = json.loads(data)
-    except (ValueError, RecursionError):
+        answer = json.loads(data.decode(charset) if charset and not _is_unicode(data) else data)
+    except (ValueError, LookupError, RecursionError):
         return None
     return completion_of(answer, model, seconds)
+
+
+def _is_unicode(data: bytes) -> bool:
+    try:
+        data.decode(json.detect_encoding(data))
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _unreadable(answer: httpx2.Response) -> str | None:
+    """Return why no answer of this endpoint can be read; None if the next one may be readable."""
+    data, kind = answer.content.lstrip(), answer.headers.get("content-type", "")
+    if (encoding := answer.headers.get("content-encoding", "").strip().casefold()) not in _DECODED:
+        return (
+            f"a compressed body (Content-Encoding: {encoding[:40]}) that nobody asked for: turn that off in its gateway"
+        )
+    if kind.casefold().startswith("text/event-stream") or data.startswith((b"data:", b"event:")):
+        return "an event stream although stream is not set: turn streaming off at the server"
+    if data.startswith(b"{") and not _is_unicode(data):
+        return f"JSON that is not UTF-8 (Content-Type: {_plain(kind)[:80]}): have it declare its charset, or send UTF-8"
+    return None
 
 
 def completion_of(answer: Any, model: str, seconds: float) -> Completion | None:
@@ -441,6 +470,8 @@ def completion_of(answer: Any, model: str, seconds: float) -> Completion | None:
     named, text = answer.get("model"), _text(message.get("content"))
     if len(text) > LONGEST_TEXT:
         text, finish = text[:LONGEST_TEXT], "length"
+    if error := _error_in(choice):
+        text, finish = error, ERROR
     return Completion(
         text=text,
         model=_plain(named)[:LONGEST_NAME] if isinstance(named, str) and named else model,
@@ -451,6 +482,15 @@ def completion_of(answer: Any, model: str, seconds: float) -> Completion | None:
         seconds=round(seconds, 3),
         logprobs=_logprobs(choice),
     )
+
+
+def _error_in(choice: dict[str, Any]) -> str:
+    """Return the error that a gateway reports in a reply of HTTP status 200; "" where there is none."""
+    error = choice.get("error")
+    if not error and choice.get("finish_reason") != ERROR:
+        return ""
+    words = as_dict(error).get("message") or as_dict(error).get("code") or "finish_reason: error"
+    return _plain(" ".join(str(words).split()))[:LONGEST_NAME]
 
 
 def _logprobs(choice: dict[str, Any]) -> tuple[float, ...] | None:
@@ -492,10 +532,14 @@ def refused(model: str) -> Completion:
     return Completion(text="", model=model, finish_reason="content_filter", cost=0.0)
 
 
+_TEXT_PARTS = ("text", "output_text")
+
+
 def _text(content: Any) -> str:
-    """The text of a message: a string, or a list of parts of which those with a text count."""
+    """The text of a message: a string, or a list of parts, of which those of text count and reasoning does not."""
     if isinstance(content, list):
-        content = "".join(t for part in content if isinstance(t := as_dict(part).get("text"), str))
+        parts = [part for part in map(as_dict, content) if part.get("type", "text") in _TEXT_PARTS]
+        content = "".join(text for part in parts if isinstance(text := part.get("text"), str))
     return _plain(content) if isinstance(content, str) else ""
 
 
