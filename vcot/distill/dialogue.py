@@ -86,7 +86,7 @@ class PromptConfig:
     def __init__(self, options: PromptOptions, store: Store | None = None) -> None:
         self.options, self.model = options, options.model or ""
         self.prompts = choose_prompts(options.prompts, store)
-        self._frame = FrameSpec(options.frame, options.min_pixels, options.max_pixels)
+        self.frame = FrameSpec(options.frame, options.min_pixels, options.max_pixels)
 
     def whole(self, image: Image) -> ShownImage:
         return ShownImage(image, self.options.image_side)
@@ -100,7 +100,7 @@ class PromptConfig:
 
     def frame_of(self, image: Image) -> Frame:
         """The numbers of a box on this image, seen as it is sent."""
-        return self._frame.on(image.width, image.height, kept=size_of(self.whole(image)))
+        return self.frame.on(image.width, image.height, kept=size_of(self.whole(image)))
 
     def request(self, shape: type[Shape], parts: Sequence[str | ShownImage], alternative: int = 0) -> Request:
         judge = self.options.judge_model
