@@ -22,8 +22,10 @@ from vcot.uris import CREDENTIALS, without_credentials
 if TYPE_CHECKING:
     from vcot.distill import Teacher
     from vcot.distill.request import Prompt
+    from vcot.distill.runner import ModelTeacher
     from vcot.distill.verification import Detector
     from vcot.records import Sample
+    from vcot.records.metadata import FrameFit
     from vcot.records.shards import Folder
     from vcot.storage import Store
 
@@ -92,6 +94,11 @@ class DistillSettings(PromptOptions, VerificationOptions, Settings):
         None, "openai: requests that this run may send in all; never passed, exit code 21", unit="requests", ge=1,
         shapes_result=False,
     )  # fmt: skip
+    frame_check_rows: int = setting(
+        20, "openai: rows with annotated boxes whose things the teacher must point at first, one request each; if "
+        "another frame than --frame fits its boxes clearly better, the run stops before it asks about any other row; "
+        "0: none", unit="rows", ge=0, le=1000, shapes_result=False,
+    )  # fmt: skip
     dry_run: bool = setting(False, "openai: estimate requests, tokens, cost, time; send nothing", shapes_result=False)
     cache_uri: str | None = setting(
         None, "openai: where replies are kept; default: <parent of run-uri>/_cache/distill", shapes_result=False
@@ -116,6 +123,7 @@ class DistillSettings(PromptOptions, VerificationOptions, Settings):
 
 def run(settings: DistillSettings) -> None:
     from vcot.distill.budget import Estimate, the_rest
+    from vcot.distill.pilot import pilot_requests
     from vcot.distill.runner import ModelTeacher, distil
     from vcot.records.metadata import DistillMetadata, DistillShardMetadata
     from vcot.records.shards import DISTILL, OF_SAMPLES, Folder, ShardWriter, read_marker, read_shard, run_shards
@@ -149,13 +157,20 @@ def run(settings: DistillSettings) -> None:
         metadata = DistillMetadata(teacher=teacher.name, strategy=asked, prompts=versions)
         if settings.dry_run:
             if isinstance(teacher, ModelTeacher):
-                print(Estimate(teacher, rows_of(everything)).table(settings.concurrency))
+                estimate = Estimate(teacher, rows_of(everything))
+                estimate.add_pilot(pilot_requests(teacher, rows_of(everything), settings.frame_check_rows))
+                print(estimate.table(settings.concurrency))
             else:
                 print(f"--teacher {settings.teacher} asks no model: nothing is to be paid")
             return
         todo = [index for index in everything if folder.shard_marker(index) is None]
         try:
             if isinstance(teacher, ModelTeacher) and folder.marker() is None:
+                if folder.has_begun():
+                    folder.begin(settings, inputs)
+                # Before anything is written down: another --frame may follow in the same run.
+                fit = frame_fit(teacher, folder, settings, rows_of(everything))
+                metadata = metadata.model_copy(update={"frame_fit": fit})
                 folder.begin(settings, inputs)
                 if settings.batch and settings.part in ("all", "prepare"):
                     from vcot.distill.batch import Batches
@@ -173,6 +188,25 @@ def run(settings: DistillSettings) -> None:
             assert isinstance(teacher, ModelTeacher)
             unfinished = rows_of(index for index in everything if folder.shard_marker(index) is None)
             raise BudgetSpent(f"{spent}. {the_rest(unfinished, marker.row_counts.written, teacher)}") from spent
+
+
+def frame_fit(
+    teacher: ModelTeacher, folder: Folder, settings: DistillSettings, rows: Iterable[Sample]
+) -> FrameFit | None:
+    """The figures of the pilot: those of an earlier process of this run, or new ones where this process begins it."""
+    from vcot.distill.pilot import check_frame
+    from vcot.records.metadata import FrameFit
+    from vcot.storage import join
+
+    uri = join(folder.uri, "frame_fit.json")
+    if folder.store.stat(uri) is not None:
+        return FrameFit.model_validate_json(folder.store.read(uri))
+    if settings.part not in ("all", "prepare"):
+        return None
+    fit = check_frame(teacher, rows, settings.frame_check_rows)
+    if fit is not None:
+        folder.store.write_once(uri, fit.line())
+    return fit
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,8 +25,8 @@ from vcot.distill.budget import Ledger, budget_of
 from vcot.distill.client import TeacherClient
 from vcot.distill.costs import PICO, Usage, read_prices
 from vcot.distill.crops import data_url, size_of
-from vcot.distill.endpoint import Endpoint, Rate, read_completion, retry_after
-from vcot.distill.request import Prompt, ReplyCache, Request, ShownImage
+from vcot.distill.endpoint import Endpoint, Rate, Unanswered, delta_of, read_completion, retry_after
+from vcot.distill.request import Prompt, ReplyCache, Request, RowFailed, ShownImage
 from vcot.distill.runner import ModelTeacher, distil
 from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.grounding import Box
@@ -185,6 +186,32 @@ def test_count_that_nobody_can_believe_is_taken_at_its_worst(asks: Any, untrue: 
     assert (first.tokens_in, first.tokens_out, first.cost) == (worst.tokens - 1024, 1024, spent.pico / PICO)
 
 
+OUTSIDE = {"prompt_tokens": 10120, "completion_tokens": 40, "total_tokens": 11060}
+REASONED = {"completion_tokens_details": {"reasoning_tokens": 900}}
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens_out"),
+    [
+        (OUTSIDE | REASONED, 940),
+        (OUTSIDE, 940),  # the details are missing, and the total shows them
+        ({"prompt_tokens": 100, "completion_tokens": 40} | REASONED, 940),  # thinking that does not fit inside
+        ({"prompt_tokens": 100, "completion_tokens": 950, "total_tokens": 1050} | REASONED, 950),  # it is inside
+        ({"prompt_tokens": 100, "completion_tokens": 950} | REASONED, 950),
+        ({"prompt_tokens": 100, "completion_tokens": 40, "total_tokens": 90}, 40),
+        ({"completion_tokens": 40, "total_tokens": 140}, 40),  # how much of it is the prompt is unknown
+        ({"prompt_tokens": 100, "total_tokens": 140}, 40),
+        ({"prompt_tokens": 100, "completion_tokens": 40, "total_tokens": "x", "completion_tokens_details": 5}, 40),
+    ],
+)
+def test_output_tokens_include_thinking(usage: dict[str, Any], tokens_out: int) -> None:
+    body = json.loads(Say("yes").body or b"") | {"usage": usage}
+    completion = read_completion(json.dumps(body).encode(), "asked", 0.5)
+    assert completion is not None
+    assert completion.tokens_out == tokens_out
+    assert delta_of(body).tokens_out == tokens_out  # of a stream, the same
+
+
 def test_first_reply_to_a_request_counts_and_a_damaged_one_is_told(tmp_path: Path) -> None:
     cache, key = ReplyCache(Store(), str(tmp_path)), "ab" * 32
     mine, other = (Completion(text=text, model="m", finish_reason="stop") for text in ("mine", "other"))
@@ -253,6 +280,66 @@ def test_trouble_that_stays_is_told_in_words(
         with pytest.raises(error, match=says):
             asks([question()], teacher.address, retries=2, timeout=0.1 if trouble.wait else 60)
         assert sum("Where is disc" in asked.words for asked in teacher.asked) == tries
+
+
+# --- redirects
+
+
+def moved(where: str, status: int = 307) -> Answer:
+    return Answer(status, b"", {"Location": where})
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_redirect_within_the_host_is_counted(asks: Any, status: int) -> None:
+    with scripted_teacher() as teacher:
+        new = teacher.address.replace("/v1", "/v2/chat/completions")
+        teacher.script = lambda asked: moved(new, status) if asked.path.startswith("/v1") else grounded(asked)
+        replies, _, tries = asks([question(0), question(1)], teacher.address, at_once=1)
+    paths = [asked.path for asked in teacher.asked]
+    old, new = "/v1/chat/completions", "/v2/chat/completions"
+    # A permanent redirect is remembered.
+    assert Counter(paths) == {old: 1 if status in (301, 308) else 2, new: 2}
+    assert [spent.requests for _, spent in tries] == [1] * len(paths)
+    assert all("So the answer is up" in reply.text for reply in replies)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirect_to_another_host_is_refused(asks: Any, status: int) -> None:
+    with scripted_teacher() as other:
+        where = other.address + "/chat/completions"
+        with scripted_teacher(lambda asked: moved(where, status)) as teacher:
+            with pytest.raises(SettingsError, match=rf"redirects to {where} .*OPENAI_BASE_URL={other.address}"):
+                asks([question()], teacher.address)
+            assert len(teacher.asked) == len(asks.tries) == 1
+        assert not other.asked
+
+
+@pytest.mark.parametrize("where", ["/v1/chat/completions", "/v1/next/chat/completions", ""])
+def test_redirects_without_an_end_are_refused(asks: Any, where: str) -> None:
+    with scripted_teacher(lambda asked: moved(where and f"{where}?{asked.number}")) as teacher:
+        with pytest.raises(SettingsError, match="redirect"):
+            asks([question()], teacher.address)
+        assert len(teacher.asked) == len(asks.tries) <= 6
+
+
+def test_redirect_of_a_stream_stays_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def words(address: str) -> str:
+        endpoint = Endpoint(at_once=1, timeout=10, address=address)
+        try:
+            return "".join([delta.text async for delta in endpoint.stream({"messages": []}, "m")])
+        finally:
+            await endpoint.close()
+
+    chunk = json.dumps({"choices": [{"delta": {"content": "yes"}}]})
+    events = Answer(body=f"data: {chunk}\n\ndata: [DONE]\n\n".encode())
+    with scripted_teacher() as teacher, scripted_teacher() as other:
+        teacher.script = lambda asked: events if "v2" in asked.path else moved("/v2/chat/completions")
+        assert asyncio.run(words(teacher.address)) == "yes"
+        teacher.script = lambda asked: moved(f"{other.address}/chat/completions")
+        with pytest.raises(Unanswered) as refused:
+            asyncio.run(words(teacher.address))
+        assert f"redirects to {other.address}" in str(refused.value.trouble)
+        assert not other.asked
 
 
 # --- how fast
@@ -334,6 +421,9 @@ def test_the_teacher_sees_the_image_and_its_reply_is_kept(tmp_path: Path) -> Non
         (Say(None, refusal="I can't."), Reason.TEACHER_REFUSED, 1),
         (Refuse(400, "flagged", "content_filter"), Reason.TEACHER_REFUSED, 1),
         (Answer(body=b'{"choices": []}'), Reason.TEACHER_EMPTY, 2),
+        (Say("", finish="length"), Reason.TEACHER_CUT_OFF, 1),
+        (Say("<think>The disc", finish="length"), Reason.TEACHER_CUT_OFF, 1),
+        (Say("<think>The disc</think>", finish="length"), Reason.TEACHER_CUT_OFF, 1),
         (Answer(body=b'{"choices": [{"message": {"content": "\\ud800 \\u0000"}}]}'), Reason.TEACHER_UNGROUNDED, 2),
     ],
 )
@@ -415,6 +505,111 @@ def test_an_answer_is_read_whatever_is_left_out(body: object, text: str) -> None
     completion = read_completion(json.dumps(body).encode(), "asked", 0.5)
     assert completion is not None
     assert (completion.text, completion.model, completion.tokens_in) == (text, "asked", 0)
+
+
+def failed(finish: str = "error", text: str = "", **error: Any) -> Answer:
+    """A reply of HTTP status 200 that reports an error in its choice, as gateways write it."""
+    body = json.loads(Say(text, finish=finish).body or b"")
+    body["choices"][0] |= {"error": error} if error else {}
+    return Answer(body=json.dumps(body).encode())
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        (failed(message="upstream 502", code=502), "upstream 502"),
+        (failed(), "finish_reason: error"),
+        (failed(text="I see the"), "finish_reason: error"),
+        (failed("stop", message="overloaded", code="server_error"), "overloaded"),
+        (failed("stop", message="", code=None), "error"),
+    ],
+)
+def test_error_within_a_reply_is_tried_again(asks: Any, tmp_path: Path, trouble: Answer, says: str) -> None:
+    with scripted_teacher(in_turn(trouble, trouble, Say("yes"))) as teacher:
+        (reply,), _, tries = asks([question()], teacher.address)
+        assert (reply.text, len(teacher.asked)) == ("yes", 3)
+        assert [spent for _, spent in tries[:2]] == [worst for worst, _ in tries[:2]]  # it may be paid for
+        teacher.script = lambda asked: Say("OK") if asked.words == "Say OK." else trouble
+        with pytest.raises(RowFailed, match=says):
+            asks([question(1)], teacher.address, retries=1)
+    assert len(list(tmp_path.rglob("??/*.json"))) == 1
+
+
+def test_reasoning_parts_stay_outside_the_text() -> None:
+    parts = [
+        {"type": "reasoning", "text": "The user wants"},
+        {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]},
+        {"type": "text", "text": "I see "},
+        {"type": "output_text", "text": "the [1]"},
+        {"text": "."},
+        {"type": "reasoning_summary", "text": "done"},
+    ]
+    completion = read_completion(Say(parts).body or b"", "asked", 0.5)  # type: ignore[arg-type]
+    assert completion is not None
+    assert completion.text == "I see the [1]."
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        (Refuse(413, "Request Entity Too Large"), r"413: Request Entity Too Large.*--image-side"),
+        (Refuse(400, "too many tokens", "context_length_exceeded"), "too many tokens"),
+        (Refuse(400, "cannot parse it", "invalid_image"), "cannot parse it"),
+    ],
+    ids=["413", "context", "image"],
+)
+def test_what_is_no_content_filter_is_not_reported_as_one(
+    asks: Any, tmp_path: Path, trouble: Answer, says: str
+) -> None:
+    with scripted_teacher(lambda asked: Say("OK") if asked.words == "Say OK." else trouble) as teacher:
+        with pytest.raises(RowFailed, match=says):
+            asks([question()], teacher.address)
+        assert sum("Where is disc" in asked.words for asked in teacher.asked) == 1
+    assert not list(tmp_path.rglob("??/*.json"))  # another setting of the server may let it pass
+
+
+def test_425_is_tried_again(asks: Any) -> None:
+    with scripted_teacher(in_turn(Refuse(425, "too early"), Say("yes"))) as teacher:
+        (reply,), _, _ = asks([question()], teacher.address)
+    assert reply.text == "yes"
+
+
+WORDS = "Größe: 5 °C"
+
+
+@pytest.mark.parametrize("charset", ["iso-8859-1", "windows-1252", "utf-16", "UTF-8"])
+def test_body_is_decoded_by_its_charset(asks: Any, charset: str) -> None:
+    body = json.dumps(json.loads(Say(WORDS).body or b""), ensure_ascii=False).encode(charset)
+    said = Answer(body=body, headers={"Content-Type": f"application/json; charset={charset}"}, paid=(100, 10))
+    with scripted_teacher(in_turn(said)) as teacher:
+        (reply,), _, _ = asks([question()], teacher.address)
+    assert (reply.text, len(teacher.asked)) == (WORDS, 1)
+
+
+LATIN = json.dumps(json.loads(Say(WORDS).body or b""), ensure_ascii=False).encode("latin-1")
+EVENTS = b'data: {"choices": [{"index": 0, "delta": {"content": "yes"}}]}\n\ndata: [DONE]\n\n'
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        (Answer(body=b"\x8b\x01\x80yes\x03", headers={"Content-Encoding": "br"}), "compressed.*br"),
+        (Answer(body=b"(\xb5/\xfd", headers={"Content-Encoding": "zstd"}), "compressed.*zstd"),
+        (Answer(body=LATIN, paid=(100, 10)), "not UTF-8.*charset"),
+        (
+            Answer(body=LATIN, headers={"Content-Type": "application/json; charset=klingon"}, paid=(100, 10)),
+            "not UTF-8.*klingon",
+        ),
+        (Answer(body=EVENTS, headers={"Content-Type": "text/event-stream"}), "event stream"),
+        (Answer(body=EVENTS), "event stream"),
+    ],
+    ids=["brotli", "zstd", "latin-1", "charset", "events", "events without a type"],
+)
+def test_body_that_cannot_be_read_is_refused_once(asks: Any, trouble: Answer, says: str) -> None:
+    with scripted_teacher(in_turn(trouble)) as teacher:
+        with pytest.raises(SettingsError, match=says):
+            asks([question()], teacher.address)
+        assert len(teacher.asked) == 1
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,40 @@ def test_brackets_are_objects_where_they_are_listed_or_known(said: object, text:
 
 
 @pytest.mark.parametrize(
+    "said",
+    [
+        "The [1]. So it is a gear.", "The [1]. It is a gear.", "The [1]. The answer is gear.", "See [1]. Hence gear.",
+        "[1]. So the answer is gear.", "The [1] and the [3]. Therefore, it is a gear.", "The [1], so it is a gear.",
+        "This [1] here. So it is a gear.", "The [1]\nSo it is a gear.", "Based on the [1]. So it is a gear.",
+        "The [1]. The [2]. The [3]. So it is a gear.",
+        sentences(("The [1].", [1]), ("So it is a gear.", [])), sentences(("The [1]", [1]), ("So it is a gear", [])),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_reply_that_only_points_is_rejected(said: Any) -> None:
+    found = reading(said if isinstance(said, str) else f"{json.dumps(said)}")
+    assert isinstance(found, Fault), found
+    assert found.reason is Reason.TEACHER_UNGROUNDED
+    assert "says nothing of it" in found.why
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "I see the [1]. So it is a gear.", "The [1] turns. So it is a gear.", "Look at the [1]. It is a gear.",
+        "The [1]. It has teeth. So it is a gear.", "The [1] is here. So it is a gear.", "The [1]. It touches the [3].",
+        "The toothed [1]. So it is a gear.", "So the [1] has teeth. It is a gear.", "I see the [1].",
+        "Because the [1] has teeth, it is a gear.", "It is the [1] that turns the lever. So it is a gear.",
+        "The answer follows from the teeth of the [1]. So it is a gear.",
+    ],
+    ids=str,
+)  # fmt: skip
+def test_reply_that_says_something_of_an_object_is_kept(said: str) -> None:
+    found = reading(said)
+    assert isinstance(found, Trace), found
+
+
+@pytest.mark.parametrize(
     ("said", "reason"),
     [
         ("", Reason.TEACHER_EMPTY), ("I see a red disc at the top left.\nAnswer: gear", Reason.TEACHER_UNGROUNDED),

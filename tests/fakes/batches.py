@@ -35,6 +35,8 @@ class Batches:
         self.batches: dict[str, dict[str, Any]] = {}
         self.lines: list[Asked] = []
         self.lose_next_answer = False  # of a creation: the batch is made, and nobody is told
+        self.lists_before_shown = 0  # how often the batches are listed before a new one is among them
+        self.keeps_metadata = True
         self._teacher, self._looks, self._fails = teacher, looks, fails
         self._refuses, self._damages = refuses, damages
         self._ends, self._gone = ends, gone
@@ -49,7 +51,9 @@ class Batches:
             if (method, path) == ("POST", "/batches"):
                 return self._create(json.loads(data))
             if (method, path) == ("GET", "/batches"):
-                return _json({"object": "list", "data": list(self.batches.values())[::-1], "has_more": False})
+                shown = [] if self.lists_before_shown > 0 else list(self.batches.values())[::-1]
+                self.lists_before_shown -= 1
+                return _json({"object": "list", "data": shown, "has_more": False})
             if (method, self._gone) == ("GET", "batch") or (self._gone == "output" and path.endswith("/content")):
                 return Refuse(404, "No such object")
             if found := re.fullmatch(r"/batches/([^/]+)", path):
@@ -74,8 +78,8 @@ class Batches:
         name = f"batch-{len(self.batches)}"
         self.batches[name] = {
             "id": name, "object": "batch", "endpoint": asked["endpoint"], "input_file_id": asked["input_file_id"],
-            "completion_window": "24h", "status": "validating", "created_at": 1, "metadata": asked["metadata"],
-            "looks": 0,
+            "completion_window": "24h", "status": "validating", "created_at": 1,
+            "metadata": asked["metadata"] if self.keeps_metadata else None, "looks": 0,
         }  # fmt: skip
         if self.lose_next_answer:
             self.lose_next_answer = False

@@ -197,6 +197,58 @@ def test_endpoint_without_batches_is_told_and_its_money_is_left_to_single_reques
         assert len(teacher.asked) == 4
 
 
+def test_batch_follows_no_redirect_to_another_host(tmp_path: Path) -> None:
+    """The file of requests holds prompts and images."""
+    where, received = converted(tmp_path, 4), []
+    with scripted_teacher() as teacher, scripted_teacher() as other:
+        other.elsewhere = lambda method, path, *_: received.append(path) or Refuse(404)
+        teacher.elsewhere = lambda method, path, *_: Answer(307, b"", {"Location": f"{other.address}/files"})
+        with pytest.raises(SettingsError, match=rf"redirects to {other.address}/files"):
+            distill(where, teacher, batch=True)
+    assert received == []
+
+
+def test_batch_follows_redirects_within_the_host(tmp_path: Path) -> None:
+    where = converted(tmp_path, 4)
+    with scripted_teacher() as teacher:
+        there = Batches(teacher)
+
+        def moved(method: str, path: str, *more: Any) -> Answer:
+            if path.startswith("/v1/moved"):
+                return there.answer(method, path.replace("/moved", ""), *more)
+            return Answer(307, b"", {"Location": path.replace("/v1", "/v1/moved")})
+
+        teacher.elsewhere = moved
+        distill(where, teacher, batch=True)
+        assert (len(there.batches), len(there.lines)) == (1, 4)
+
+
+def test_error_within_a_batch_reply_is_asked_singly(tmp_path: Path) -> None:
+    where = converted(tmp_path, 4)
+    broken = json.loads(Say("", finish="error").body or b"")
+    broken["choices"][0]["error"] = {"message": "upstream 502", "code": 502}
+
+    def script(asked: Asked) -> Answer:
+        in_batch = asked.path == "/v1/chat/completions" and asked.authorization == ""
+        return Answer(body=json.dumps(broken).encode()) if in_batch else grounded(asked)
+
+    with scripted_teacher(script) as teacher:
+        there = Batches(teacher)
+        distill(where, teacher, batch=True)
+        assert (len(there.lines), len(teacher.asked)) == (4, 4)
+    assert rejections(str(where)) == []
+
+
+def test_request_too_large_names_the_limit_in_its_rejection(tmp_path: Path) -> None:
+    where = converted(tmp_path, 6)
+    with scripted_teacher(hitting(Refuse(413, "Payload Too Large"), 2)) as teacher:
+        distill(where, teacher, **LENIENT)
+        assert teacher.questions.count("Where is disc 2?") == 1
+    (rejection,) = rejections(str(where))
+    assert rejection.reason.value == "teacher-failed"
+    assert "--image-side" in rejection.detail
+
+
 # --- the key
 
 KEY = "sk-proj/Hush+4f9a01c2b7de&do=not*tell"

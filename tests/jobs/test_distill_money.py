@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,32 @@ def test_batch_replies_without_counts_do_not_pass_the_budget(tmp_path: Path) -> 
         assert len(there.lines) * paid / 2 + len(teacher.asked) * paid <= 0.04
         first = json.loads((where / "distill" / "_batches" / "0000000001.done.json").read_text())
         assert first["usd"] >= first["kept"] * paid / 2
+
+
+PROMPT = 3300  # tokens, nearly as many as are reserved for it
+
+
+def thinking(asked: Asked) -> Answer:
+    """A reply whose thinking is counted outside its completion tokens, and is longer than any reply may be."""
+    reasoning = 600 + 20 * (asked.number % 20)
+    usage = {"prompt_tokens": PROMPT, "completion_tokens": 40, "total_tokens": PROMPT + 40 + reasoning}
+    usage |= {"completion_tokens_details": {"reasoning_tokens": reasoning}}
+    return replace(miscounted(grounded(asked), usage, (PROMPT, 40 + reasoning)), wait=0.02)
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["singly", "batch"])
+def test_thinking_outside_the_reply_keeps_to_the_budget(tmp_path: Path, batch: bool) -> None:
+    where, limit = converted(tmp_path, 120), 0.25
+    with scripted_teacher(thinking) as teacher:
+        there = Batches(teacher)
+        with pytest.raises(BudgetSpent, match="--budget-usd is spent"):
+            distill(where, teacher, batch=batch, budget_usd=limit, concurrency=10)
+        # What a line of a batch is paid for, the teacher counts in full.
+        tokens = [(PROMPT, 640 + 20 * (asked.number % 20)) for asked in there.lines]
+        halved = sum(2.5e-6 * a + 10e-6 * b for a, b in tokens) / 2
+        paid = 2.5e-6 * teacher.tokens_in + 10e-6 * teacher.tokens_out - halved
+        assert bool(there.lines) == batch
+    assert limit / 4 < paid <= limit
 
 
 def test_every_request_that_leaves_the_process_counts(tmp_path: Path) -> None:
@@ -131,15 +158,48 @@ def test_a_batch_goes_on_without_a_row_whose_image_is_gone(tmp_path: Path) -> No
     assert [one.reason for one in rejections(str(where), marker)] == [Reason.IMAGE_MISSING]
 
 
-def test_batch_is_submitted_once_whatever_ends_the_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keeps_metadata", [True, False])
+def test_batch_of_a_lost_answer_is_not_submitted_again(tmp_path: Path, keeps_metadata: bool) -> None:
+    """The creation is dropped, and the batch is not in the list of the endpoint for some time."""
     where = converted(tmp_path, 6)
     with scripted_teacher() as teacher:
         there = Batches(teacher, looks=3)
-        there.lose_next_answer = True
-        with pytest.raises(TemporaryError, match="run the same command again"):
-            distill(where, teacher, batch=True)
+        there.lose_next_answer, there.lists_before_shown, there.keeps_metadata = True, 2, keeps_metadata
         distill(where, teacher, batch=True)
-        assert len(there.batches) == 1  # found again by its name
+        assert (len(there.batches), len(there.lines)) == (1, 6)
+        assert not teacher.asked
+    assert len(distilled(str(where))[1]) == 6
+
+
+def test_batch_that_was_not_created_is_submitted_again(tmp_path: Path) -> None:
+    where = converted(tmp_path, 6)
+    with scripted_teacher() as teacher:
+        there = Batches(teacher)
+        answer, lost = there.answer, [Answer(body=None)]
+        teacher.elsewhere = lambda method, path, *more: (
+            lost.pop() if lost and (method, path) == ("POST", "/v1/batches") else answer(method, path, *more)
+        )
+        distill(where, teacher, batch=True)
+        assert (len(there.batches), len(there.lines)) == (1, 6)
+        assert not teacher.asked
+
+
+@pytest.mark.parametrize("keeps_metadata", [True, False])
+def test_batch_is_submitted_once_whatever_ends_the_process(tmp_path: Path, keeps_metadata: bool) -> None:
+    where = converted(tmp_path, 6)
+    with scripted_teacher() as teacher:
+        there = Batches(teacher, looks=3)
+        there.lose_next_answer, there.keeps_metadata = True, keeps_metadata
+        answer = there.answer
+        teacher.elsewhere = lambda method, path, *more: (
+            Refuse(404) if (method, path.split("?")[0]) == ("GET", "/v1/batches") else answer(method, path, *more)
+        )
+        with pytest.raises(TemporaryError, match="Whether the batch was created is unknown"):
+            distill(where, teacher, batch=True)
+        assert len(there.batches) == 1
+        teacher.elsewhere, there.lists_before_shown = answer, 2
+        distill(where, teacher, batch=True)
+        assert len(there.batches) == 1  # found again by its name, or by its file
         assert not teacher.asked
     assert len(distilled(str(where))[1]) == 6
 

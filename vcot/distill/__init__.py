@@ -61,11 +61,11 @@ class Fault(NamedTuple):
 
 class Refused(Exception):
     """The row, or a part of it, cannot be used. `negative`: the row as the teacher would have it, where its wrong
-    answers are asked for."""
+    answers are asked for; `is_final`: to ask once more, with a stricter word, is of no use."""
 
-    def __init__(self, reason: Reason, why: str, negative: Sample | None = None) -> None:
+    def __init__(self, reason: Reason, why: str, negative: Sample | None = None, *, is_final: bool = False) -> None:
         super().__init__(why)
-        self.fault, self.negative = Fault(reason, why), negative
+        self.fault, self.negative, self.is_final = Fault(reason, why), negative, is_final
 
 
 def refuse(sample: Sample, reason: Reason, detail: str) -> Rejection:

@@ -1,6 +1,7 @@
 """Requests that can wait are asked in batches, at a lower price, before the shards begin: `--batch`.
 
     <stage>/_batches/0000000001.json         the requests of a file, written before it is submitted
+                     0000000001.file.json    the id of the uploaded file
                      0000000001.sent.json    the id of the batch
                      0000000001.done.json    what came of it
 
@@ -29,8 +30,8 @@ from pydantic import ValidationError
 from vcot import logging
 from vcot.distill.budget import KeptReplies
 from vcot.distill.costs import NOTHING, PICO, SENT, Costs, Usage, Worst, dollars, total
-from vcot.distill.endpoint import Endpoint, as_dict, body_of, completion_of, refused, refuses_the_row
-from vcot.distill.request import Client, Request
+from vcot.distill.endpoint import ERROR, Endpoint, as_dict, body_of, completion_of, refused, refuses_content
+from vcot.distill.request import Client, Request, RowFailed
 from vcot.distill.runner import ModelTeacher
 from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.records import Completion, Sample
@@ -46,6 +47,8 @@ MOST_LINES, MOST_BYTES = 50_000, 200_000_000  # of one file, as the provider all
 URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 NAME = "vcot"  # under which a batch says whose it is, in its metadata
 LOOKED_THROUGH = 1000  # batches of this account among which one of ours is looked for
+LOOKUPS = 3  # how often the batches are listed, POLL apart, before one counts as not created: a list may be stale
+CREATIONS = 3  # how often a batch is submitted whose creation was not answered, and which no lookup finds
 
 
 class Gone(Exception):
@@ -98,8 +101,8 @@ class Batches:
 
         async def write_next(row: Sample, _: Client) -> None:
             if (missing := (await KeptReplies.of(row, self._teacher)).missing) is not None:
-                with suppress(ImageError):  # the shard refuses the row
-                    await writer.add(missing)
+                with suppress(ImageError, RowFailed):  # the shard refuses the row
+                    await writer.add(missing, row)
 
         deque(self._teacher.map(rows, write_next), maxlen=0)
         return writer.files
@@ -115,7 +118,9 @@ class Batches:
         while append(self._store, self._uri, sent.line(), number) is None:
             number += 1
         try:
-            batch = self._teacher.wait_for(endpoint.submit(path, sent.name))
+            file = self._teacher.wait_for(endpoint.upload(path))
+            self._write(number + 1, "file", {"file": file})
+            batch = self._teacher.wait_for(endpoint.create(file, sent.name))
         except SettingsError:  # it was refused, so there is none; another failure may hide one that was made
             self._finish(number + 1, sent, NOTHING, {"never_sent": True})
             raise
@@ -138,7 +143,8 @@ class Batches:
 
     def _wait_for(self, endpoint: BatchEndpoint, number: int, sent: Sent) -> dict[str, Any]:
         wait, known = self._teacher.wait_for, self._read(number, "sent")
-        name = known["batch"] if known else wait(endpoint.find(sent.name))
+        uploaded = self._read(number, "file") or {}
+        name = known["batch"] if known else wait(endpoint.find(sent.name, uploaded.get("file")))
         if name is None:  # a process ended between the record and the batch
             return self._finish(number, sent, NOTHING, {"never_sent": True})
         why, kept, spent = "", 0, Usage(*sent.worst)
@@ -195,12 +201,17 @@ class FileWriter:
     def __init__(self, teacher: ModelTeacher, scratch: Path, tried: set[str]) -> None:
         self.files: list[File] = []
         self._client, self._scratch, self._seen = teacher.client, scratch, set(tried)
-        self._left = teacher.client.ledger.left()
+        self._left, self._first = teacher.client.ledger.left(), asyncio.Lock()
 
-    async def add(self, request: Request) -> None:
+    async def add(self, request: Request, row: Sample) -> None:
         if (key := request.key()) in self._seen:
             return
         self._seen.add(key)
+        async with self._first:
+            # A batch is as large as its money allows, so how replies are counted must be known before.
+            if self._client.is_uncounted(request.model):
+                await self._client.ask(request, source=row.origin.dataset, row=row.id)
+                return
         body = await body_of(request, self._client.images)
         worst = self._client.costs.worst(request, batch=True)
         if worst.usage.within(self._left):
@@ -224,30 +235,69 @@ class BatchEndpoint:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.address = endpoint.address
+
+        async def check_redirect(response: httpx2.Response) -> None:
+            """Raises SettingsError: a file of requests, or a batch, would go to another host."""
+            if response.has_redirect_location and response.request.method != "GET":
+                endpoint.redirected_to(response, (307, 308))
+
         # httpx says beforehand how long a file is, and aiohttp does not.
-        http = openai.DefaultAsyncHttpxClient()
+        http = openai.DefaultAsyncHttpxClient(event_hooks={"response": [check_redirect]})
         self._client = endpoint.client.with_options(max_retries=5, timeout=600, http_client=http)
 
-    async def submit(self, path: Path, name: str) -> str:
-        """A file of requests becomes a batch; its id. Not tried again: `find` tells whether it was made."""
+    async def upload(self, path: Path) -> str:
+        """Upload a file of requests, and return its id."""
         with self._explained():
-            file = await self._client.files.create(file=path, purpose="batch")
-            made = await self._client.with_options(max_retries=0).batches.create(
-                completion_window="24h", endpoint=URL, input_file_id=file.id, metadata={NAME: name}
-            )
-            return made.id
+            return (await self._client.files.create(file=path, purpose="batch")).id
 
-    async def find(self, name: str) -> str | None:
-        """The id of the batch that was submitted under this name, if it was."""
-        seen = 0
-        with self._explained():
-            async for batch in self._client.batches.list(limit=100):
-                seen += 1
-                if (batch.metadata or {}).get(NAME) == name:
-                    return batch.id
-                if seen == LOOKED_THROUGH:
-                    break
+    async def create(self, file: str, name: str) -> str:
+        """Create a batch of an uploaded file, and return its id.
+
+        A creation that is not answered is looked up before it is sent again: the batch may exist, and be paid for.
+        """
+        once, attempt = self._client.with_options(max_retries=0), 0
+        while True:
+            attempt += 1
+            try:
+                with self._explained():
+                    batch = await once.batches.create(
+                        completion_window="24h", endpoint=URL, input_file_id=file, metadata={NAME: name}
+                    )
+                return batch.id
+            except TemporaryError as error:
+                if (existing := await self._find_unanswered(name, file, error)) is not None:
+                    return existing
+                if attempt == CREATIONS:
+                    raise
+
+    async def _find_unanswered(self, name: str, file: str, unanswered: TemporaryError) -> str | None:
+        """Raises TemporaryError, never SettingsError: the batch may exist."""
+        logging.get().warning("the creation of a batch was not answered: looking it up", why=str(unanswered))
+        try:
+            return await self.find(name, file)
+        except SettingsError as error:
+            raise TemporaryError(f"{unanswered}. Whether the batch was created is unknown: {error}") from error
+
+    async def find(self, name: str, file: str | None) -> str | None:
+        """Return the id of the batch that has this name in its metadata, or is of this uploaded file; None: there is
+        none, also not after LOOKUPS."""
+        for lookup in range(LOOKUPS):
+            if lookup:
+                await self._pause("the batch may exist at the endpoint")
+            seen = 0
+            with self._explained():
+                async for batch in self._client.batches.list(limit=100):
+                    seen += 1
+                    if (batch.metadata or {}).get(NAME) == name or (file and batch.input_file_id == file):
+                        return batch.id
+                    if seen == LOOKED_THROUGH:
+                        break
         return None
+
+    async def _pause(self, why: str) -> None:
+        for _ in range(max(1, round(POLL))):
+            stop.raise_if_requested(why)
+            await asyncio.sleep(min(1.0, POLL))
 
     async def ended(self, name: str) -> Batch:
         """The batch, once it has ended: completed, expired or cancelled in part, or failed before anything was asked.
@@ -262,9 +312,7 @@ class BatchEndpoint:
                 "batch under way", batch=name, status=batch.status, done=counts.completed if counts else "unknown",
                 of=counts.total if counts else "unknown",
             )  # fmt: skip
-            for _ in range(max(1, round(POLL))):
-                stop.raise_if_requested("the batch goes on at the endpoint")
-                await asyncio.sleep(min(1.0, POLL))
+            await self._pause("the batch goes on at the endpoint")
 
     async def lines(self, file: str) -> AsyncIterator[dict[str, Any]]:
         """The lines of a file of replies or errors, as they come, those that are JSON objects. Raises Gone."""
@@ -300,8 +348,10 @@ def _read_line(line: dict[str, Any], worst: Worst, costs: Costs) -> tuple[Comple
     status, body = response.get("status_code"), response.get("body")
     if status == 200:
         reply = completion_of(body, worst.model, 0.0)
-        return costs.spent(reply, worst) if reply is not None else (None, worst.usage)
+        if reply is None or reply.finish_reason == ERROR:
+            return None, worst.usage
+        return costs.spent(reply, worst)
     if status is None and not line.get("error"):
         return None, worst.usage  # it does not say what became of it
     error = as_dict(as_dict(body).get("error") or line.get("error"))
-    return (refused(worst.model) if refuses_the_row(status, error.get("code")) else None), SENT
+    return (refused(worst.model) if refuses_content(status, error.get("code")) else None), SENT

@@ -67,6 +67,7 @@ class Ledger:
         self._holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._taken, self._last = NOTHING, 0
         self.limited = any(limit != UNLIMITED for limit in budget)
+        self.limits_tokens = budget.pico != UNLIMITED or budget.tokens != UNLIMITED
 
     def take(self, least: Usage, wanted: Usage) -> Usage | None:
         """Takes what is wanted, as far as a fair share of what is left goes; None, and nothing happens, where less
@@ -222,6 +223,7 @@ class Estimate:
     def __init__(self, teacher: ModelTeacher, rows: Iterable[Sample]) -> None:
         self.rows = self.rows_to_ask = 0
         self.requests = self.unpriced = self.tokens_in = self.tokens_out = self.pico = self.pico_in_batches = 0
+        self._client = teacher.client
         self._kept: Counter[str] = Counter()  # replies, by purpose
         self._kept_tokens: Counter[str] = Counter()
         self._kept_seconds = 0.0
@@ -237,6 +239,12 @@ class Estimate:
                 likely = teacher.strategy.estimate(row)
                 done = sum(request.again == kept.missing.again for request, _ in kept.found)
                 self._add(likely[min(done, len(likely) - 1) :], teacher.client.costs.prices)
+
+    def add_pilot(self, requests: Iterable[Request]) -> None:
+        """Add the requests of a pilot that are not stored."""
+        for request in requests:
+            if self._client.cache.get(request.key()) is None:
+                self._add([request], self._client.costs.prices)
 
     def _add(self, requests: Sequence[Request], prices: Prices) -> None:
         for request in requests:

@@ -25,7 +25,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 from vcot.distill.budget import Lease, Ledger
 from vcot.distill.costs import NOTHING, SENT, CostReport, Costs, Prices
 from vcot.distill.crops import ImagePacker
-from vcot.distill.endpoint import Endpoint, OptionRefused, Unanswered, body_of, refused
+from vcot.distill.endpoint import Endpoint, SendAgain, Unanswered, body_of, refused
 from vcot.distill.request import ReplyCache, Request, RowFailed
 from vcot.errors import VcotError
 from vcot.records import Completion
@@ -60,6 +60,7 @@ class TeacherClient:
         self._ready = asyncio.Semaphore(2 * endpoint.rate.at_once)  # that hold their images in memory
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._closing = asyncio.Event()
+        self._first = asyncio.Lock()
 
     async def ask(self, request: Request, *, source: str, row: str = "") -> Completion:
         """See request.Client. Raises Closing too, once `stop_asking` was called."""
@@ -132,12 +133,29 @@ class TeacherClient:
             await asyncio.wait_for(self._closing.wait(), seconds)
 
     async def _try(self, body: Mapping[str, Any], request: Request, source: str) -> Completion:
+        redirects: list[str] = []
         while True:
-            with suppress(OptionRefused):  # each request under way is told, and sent again without what is refused
-                return await self._once(body, request, source)
+            with suppress(SendAgain):  # of the requests under way, each by itself
+                return await self._once(body, request, source, redirects)
 
-    async def _once(self, body: Mapping[str, Any], request: Request, source: str) -> Completion:
+    async def _once(self, body: Mapping[str, Any], request: Request, source: str, redirects: list[str]) -> Completion:
         """At most one request that leaves the process; whatever becomes of it, it counts as one."""
+        if self.is_uncounted(request.model):
+            async with self._first:
+                if self.is_uncounted(request.model):
+                    return await self._reserved(body, request, source, redirects)
+        return await self._reserved(body, request, source, redirects)
+
+    def is_uncounted(self, model: str) -> bool:
+        """Return True if a limit depends on how the model's replies are counted, and none was counted yet.
+
+        Such a model is sent one request at a time: its replies may have more tokens than the request allows.
+        """
+        return self.ledger.limits_tokens and model not in self.costs.counted
+
+    async def _reserved(
+        self, body: Mapping[str, Any], request: Request, source: str, redirects: list[str]
+    ) -> Completion:
         worst = self.costs.worst(request)
         await self.lease.reserve(worst.usage)
         spent = NOTHING
@@ -146,7 +164,7 @@ class TeacherClient:
                 if self._closing.is_set():
                     raise Closing
                 spent = worst.usage  # until more is known, and if this is called off
-                reply = await self.endpoint.ask(body, request.model)
+                reply = await self.endpoint.ask(body, request.model, redirects)
             if reply is None:
                 spent = SENT
                 return refused(request.model)

@@ -16,7 +16,7 @@ from decimal import Decimal
 
 from vcot.answers import letter, same, singular
 from vcot.distill import Fault
-from vcot.distill.prose import in_digits, sentences
+from vcot.distill.prose import HERE, REFERENCES, in_digits, sentences
 from vcot.records import Reason, Sample
 
 _LEAD = re.compile(
@@ -174,6 +174,28 @@ def _retold(text: str, answer: str, question: str) -> bool:
     words = [word for word in _words(answer) if word not in _ASKING]
     new = {word for word in words if word not in _words(question)} or {*words}
     return len(_words(answer)) >= LONG and 2 * len(new & {*_words(text)}) >= len(new)
+
+
+# --- does it say anything of what it points at?
+
+_POINTING = set("the a an this that these those here there see and or with of at in on by from per to as".split())  # noqa: SIM905
+_POINTING |= {"based", "according", "object", "objects", "region", "regions", "image", "picture"}
+
+
+def only_points(prose_text: str) -> bool:
+    """Return True if nothing but references to objects stands before the conclusion: "The [1]. So it is a dog.".
+
+    References stand in it as ¤1¤. Sentences of other languages than English always say something.
+    """
+    parts = [prose_text[slice(*span)] for span in sentences(prose_text)]
+    hences = [_HENCE.search(part) for part in parts]
+    at = next((n for n in reversed(range(len(parts))) if hences[n]), None)
+    if at is not None and (hence := hences[at]):
+        parts[at] = parts[at][: hence.start()]
+    elif len(parts) > 1 and HERE not in parts[-1]:
+        del parts[-1]
+    words = re.findall(r"\w+", REFERENCES.sub(" ", " ".join(parts)).casefold())
+    return {*words} <= _POINTING
 
 
 # --- yes or no

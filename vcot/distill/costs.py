@@ -213,8 +213,9 @@ class Costs:
 
     def __init__(self, prices: Prices) -> None:
         self.prices = prices
+        self.counted: set[str] = set()  # models of which a reply was counted
         self._stretch = 1.0
-        self._longest = 0  # of the replies that were longer than allowed: from then on each may be as long
+        self._longest = 0  # tokens that a reply may have, once one was longer than allowed
 
     def worst(self, request: Request, *, batch: bool = False) -> Worst:
         estimate = prompt_tokens(request, self.prices.of(request.model)).most
@@ -245,7 +246,9 @@ class Costs:
             self._stretch = max(self._stretch, tokens_in / estimate)
         if tokens_out > worst.tokens_out:
             logging.get().warning("a reply had more tokens than allowed; the rest is counted higher", tokens=tokens_out)
-            self._longest = max(self._longest, tokens_out)
+            # Thinking that is counted outside the limit varies, so others may be longer still.
+            self._longest = max(self._longest, min(2 * tokens_out, BELIEVED_TOKENS))
+        self.counted.add(worst.model)
         price = self.prices.of(worst.model)
         pico = price.cost(tokens_in, tokens_out, cached, batch=worst.batch) if price else 0
         believed = {"tokens_in": tokens_in, "tokens_cached": cached, "tokens_out": tokens_out}

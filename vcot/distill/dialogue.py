@@ -86,7 +86,7 @@ class PromptConfig:
     def __init__(self, options: PromptOptions, store: Store | None = None) -> None:
         self.options, self.model = options, options.model or ""
         self.prompts = choose_prompts(options.prompts, store)
-        self._frame = FrameSpec(options.frame, options.min_pixels, options.max_pixels)
+        self.frame = FrameSpec(options.frame, options.min_pixels, options.max_pixels)
 
     def whole(self, image: Image) -> ShownImage:
         return ShownImage(image, self.options.image_side)
@@ -100,7 +100,7 @@ class PromptConfig:
 
     def frame_of(self, image: Image) -> Frame:
         """The numbers of a box on this image, seen as it is sent."""
-        return self._frame.on(image.width, image.height, kept=size_of(self.whole(image)))
+        return self.frame.on(image.width, image.height, kept=size_of(self.whole(image)))
 
     def request(self, shape: type[Shape], parts: Sequence[str | ShownImage], alternative: int = 0) -> Request:
         judge = self.options.judge_model
@@ -137,7 +137,7 @@ class Dialogue:
         try:
             return await self._once(request, read)
         except Refused as refused:
-            if refused.fault.reason in NOT_FOR_REPAIR or not self.config.options.repairs:
+            if refused.is_final or refused.fault.reason in NOT_FOR_REPAIR or not self.config.options.repairs:
                 raise
             stricter = (
                 f"Your last reply to this was thrown away: {refused.fault.why}. "
@@ -184,10 +184,13 @@ def text_of(completion: Completion) -> str:
     if completion.finish_reason in REFUSED:
         raise Refused(Reason.TEACHER_REFUSED, f"it was refused ({completion.finish_reason})")
     text = _THINKING.sub("", completion.text).strip()
+    if completion.finish_reason == "length":
+        if not text or text.casefold().startswith("<think>"):  # the same words again would be cut off as well
+            why = f"it was cut off while it was thinking ({completion.tokens_out:,} tokens): raise --reply-tokens"
+            raise Refused(Reason.TEACHER_CUT_OFF, why, is_final=True)
+        raise Refused(Reason.TEACHER_CUT_OFF, "it was cut off because it was too long")
     if not text:
         raise Refused(Reason.TEACHER_EMPTY, "it was empty")
-    if completion.finish_reason == "length":
-        raise Refused(Reason.TEACHER_CUT_OFF, "it was cut off because it was too long")
     if len(text) > LONGEST:
         raise Refused(Reason.TEACHER_NOT_JSON, f"it had {len(text):,} characters; no more than {LONGEST:,} are read")
     return text

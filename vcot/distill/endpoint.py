@@ -14,7 +14,7 @@ import math
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,14 +39,13 @@ LONGEST_NAME = 200  # characters
 CONNECT = 10.0  # seconds until a connection must stand
 LONGEST_PAUSE = 120.0  # seconds that a Retry-After is sat out
 BURST = 2.0  # seconds' worth of a minute's allowance that may be sent in one breath
+MAX_REDIRECTS = 5  # of one request
 GROWTH = 4  # more requests at once, after as many answers as there are requests at once
 
-# Codes of a refused request (400, 413, 422) that speak of this one row; any other speaks of our settings.
-_ROW_CODES = (
-    "content_filter", "content_policy_violation", "invalid_image", "invalid_image_format", "invalid_image_url",
-    "image_parse_error", "invalid_base64_image", "image_too_large", "image_too_small", "image_content_policy_violation",
-    "unsupported_image_media_type", "context_length_exceeded", "string_above_max_length",
-)  # fmt: skip
+# Codes of a refused request (400, 422) that speak of what this row says or shows.
+_CONTENT_CODES = ("content_filter", "content_policy_violation", "image_content_policy_violation")
+ERROR = "error"  # finish reason of a Completion that reports an error, and in its text which one
+_DECODED = ("", "identity", "gzip", "deflate")  # content encodings that the client asks for
 # A gateway gave up; what stands behind it may have answered, and be paid for it.
 _PERHAPS_ANSWERED = (408, 502, 504, 524)
 _BEFORE_SENDING = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
@@ -68,9 +67,9 @@ class Unanswered(Exception):
     whole: bool = False  # it concerns all requests (the account, the model, the way there), and not perhaps this one
 
 
-class OptionRefused(Unanswered):
-    """It does not take some field of the body that it can be asked without (a schema, logprobs), and will be asked
-    without that from now on."""
+class SendAgain(Unanswered):
+    """The same request is to be sent again at once: without a field of the body that the endpoint does not take (a
+    schema, logprobs), or to where it is redirected."""
 
 
 class Flags(NamedTuple):
@@ -115,6 +114,7 @@ class Endpoint:
         self._timeout = timeout
         self._understood = False  # whether it ever answered with a chat completion
         self.refused_options: set[str] = set()  # of a schema the words of the prompt must do
+        self._moved: dict[str, str] = {}  # path → where a permanent redirect leads
 
     @cached_property
     def client(self) -> openai.AsyncOpenAI:
@@ -128,8 +128,8 @@ class Endpoint:
             key = "none"  # the client wants one; servers of one's own mostly do not look at it
         elif not self._is_azure:
             raise SettingsError(f"{name} is not set; give the key of {self.address} (any word where it asks for none)")
-        # aiohttp takes a third less CPU for a request than the client's default.
-        http = openai.DefaultAioHttpClient(timeout=_TIMEOUT)
+        # aiohttp takes a third less CPU for a request than the client's default. Each redirect is a request of its own.
+        http = openai.DefaultAioHttpClient(timeout=_TIMEOUT, follow_redirects=False)
         given: Any = {"max_retries": 0, "timeout": _TIMEOUT, "http_client": http}
         try:
             if self._is_azure:
@@ -140,25 +140,32 @@ class Endpoint:
             name, why = ("AZURE_OPENAI_ENDPOINT", "") if self._is_azure else own
             raise SettingsError(f"{name}={self.address}: {why}{error}") from error
 
-    async def ask(self, body: Mapping[str, Any], model: str) -> Completion | None:
+    async def ask(self, body: Mapping[str, Any], model: str, redirects: list[str]) -> Completion | None:
         """The reply to one request, a chat completion's; at most one request is sent, without `refused_options`.
 
+        `redirects`: the addresses to which this request was redirected; the next is added to it.
+
         None: the endpoint refuses this request for its content, and is not paid. Raises Unanswered (not reached, too
-        slow, refused), OptionRefused (to be sent again at once) and, before anything is sent, SettingsError.
+        slow, refused), SendAgain and, before anything is sent, SettingsError.
         """
         client, begun = self.client, time.monotonic()
-        path = f"/deployments/{quote(model, safe='')}/chat/completions" if self._is_azure else "/chat/completions"
         asked = {name: said for name, said in body.items() if name not in self.refused_options}
         try:
             async with asyncio.timeout(self._timeout):
-                answer = await client.post(path, content=to_json(asked), cast_to=httpx2.Response, options=_JSON)
+                url = self._url(model, redirects)
+                answer = await client.post(url, content=to_json(asked), cast_to=httpx2.Response, options=_JSON)
         except _FAILURES as error:
-            if (failure := await self._failure(error, asked, model)) is None:
+            if (failure := await self._failure(error, asked, model, redirects)) is None:
                 return None
             raise failure from error
-        completion = read_completion(answer.content, model, time.monotonic() - begun)
+        completion = read_completion(answer.content, model, time.monotonic() - begun, answer.charset_encoding)
         if completion is None:
+            if why := _unreadable(answer):  # each further try is paid for, and gives the same
+                raise Unanswered(SettingsError(f"{self.address} answers with {why}"), billed=True, whole=True)
             raise Unanswered(self._strange(answer.content), again=True, billed=True)
+        if completion.finish_reason == ERROR:
+            what = f"{self.address} answers with an error in the place of a reply ({completion.text})"
+            raise Unanswered(TemporaryError(what), again=True, billed=True)
         self._understood = True
         self.rate.answered(answer.headers)
         return completion
@@ -170,15 +177,14 @@ class Endpoint:
         Raises Unanswered, also in the middle (nothing comes for longer than the timeout, or the connection breaks), and
         for its content as well, and SettingsError.
         """
-        client = self.client
-        path = f"/deployments/{quote(model, safe='')}/chat/completions" if self._is_azure else "/chat/completions"
+        client, redirects = self.client, list[str]()
         wanted = {**body, "stream": True, "stream_options": {"include_usage": True}}
         while True:
             asked = {name: said for name, said in wanted.items() if name not in self.refused_options}
             try:
                 async with asyncio.timeout(self._timeout):
                     chunks = await client.post(
-                        path, content=to_json(asked), cast_to=object, options=_JSON, stream=True,
+                        self._url(model, redirects), content=to_json(asked), cast_to=object, options=_JSON, stream=True,
                         stream_cls=openai.AsyncStream[object],
                     )  # fmt: skip
                 try:
@@ -192,18 +198,62 @@ class Endpoint:
                 finally:
                     await chunks.close()
             except _FAILURES as error:
-                failure = await self._failure(error, asked, model)
-                if not isinstance(failure, OptionRefused):
+                failure = await self._failure(error, asked, model, redirects)
+                if not isinstance(failure, SendAgain):
                     refused = SettingsError(f"{self.address} refuses this request for its content")
                     raise failure or Unanswered(refused) from error
 
-    async def _failure(self, error: Exception, asked: Mapping[str, Any], model: str) -> Unanswered | None:
+    def _path(self, model: str) -> str:
+        return f"/deployments/{quote(model, safe='')}/chat/completions" if self._is_azure else "/chat/completions"
+
+    def _url(self, model: str, redirects: Sequence[str]) -> str:
+        path = self._path(model)
+        return redirects[-1] if redirects else self._moved.get(path, path)
+
+    def _redirect(self, response: httpx2.Response, model: str, redirects: list[str]) -> Unanswered:
+        """Follow a redirect within the host, as a request of its own."""
+        try:
+            to = self.redirected_to(response, (301, 302, 307, 308))
+        except SettingsError as error:
+            return Unanswered(error, whole=True)
+        if len(redirects) == MAX_REDIRECTS:
+            what = f"{self.address} redirects {MAX_REDIRECTS + 1} times, at last to {_shown(to)}"
+            return Unanswered(SettingsError(f"{what}: is {self._flags.address} right?"), whole=True)
+        if response.status_code in (301, 308) and not redirects:
+            self._moved[self._path(model)] = to
+        redirects.append(to)
+        return SendAgain(SettingsError(f"{self.address} redirects to {_shown(to)}"))
+
+    def redirected_to(self, response: httpx2.Response, followed: Collection[int]) -> str:
+        """Return the address of a redirect with one of these statuses that stays on the host.
+
+        Raises SettingsError for any other: prompts, images and the key go to the host that the user names, and nowhere
+        else.
+        """
+        url, status = response.request.url, response.status_code
+        if "location" not in response.headers:
+            raise SettingsError(f"{self.address} answers with a redirect ({status}) that names no address")
+        to = url.join(response.headers["location"])
+        is_same = (to.scheme, to.host, to.port) == (url.scheme, url.host, url.port)
+        if status in followed and (is_same or (url.scheme, to.scheme, to.host) == ("http", "https", url.host)):
+            return str(to)
+        address = _shown(str(to))
+        raise SettingsError(
+            f"{self.address} redirects to {address} ({status}); nothing is sent there. If that is the right endpoint, "
+            f"set {self._flags.address}={address.removesuffix('/chat/completions')}"
+        )
+
+    async def _failure(
+        self, error: Exception, asked: Mapping[str, Any], model: str, redirects: list[str]
+    ) -> Unanswered | None:
         """What went wrong with a request; None: the endpoint refuses it for its content."""
         if isinstance(error, openai.APIStatusError):
+            if 300 <= error.status_code < 400:
+                return self._redirect(error.response, model, redirects)
             if named := _options_named(error, asked):
                 self.refused_options |= named
-                return OptionRefused(SettingsError(_words_of(error)))
-            if refuses_the_row(error.status_code, error.code):
+                return SendAgain(SettingsError(_words_of(error)))
+            if refuses_content(error.status_code, error.code):
                 return None
             served = await self._served() if error.status_code == 404 else ""
             return self._explain(error, model, served)
@@ -223,12 +273,13 @@ class Endpoint:
         """What /models lists; None: it lists nothing that can be read. Raises Unanswered, and SettingsError."""
         try:
             async with asyncio.timeout(CONNECT):
-                answer = await self.client.get("/models", cast_to=httpx2.Response)
+                # It holds no prompt, and the key is left out on another host.
+                answer = await self.client.get("/models", cast_to=httpx2.Response, options={"follow_redirects": True})
             listed = as_dict(json.loads(answer.content)).get("data")
         except _FAILURES as error:
             if isinstance(error, openai.APIStatusError):
                 raise self._explain(error, "") from error
-            failure = await self._failure(error, {}, "")
+            failure = await self._failure(error, {}, "", [])
             assert failure is not None
             raise failure from error
         except (ValueError, RecursionError):
@@ -263,7 +314,10 @@ class Endpoint:
             case _ if status == 402 or error.code == "insufficient_quota":
                 what = f"{self.address}: the account of this key has no money left ({said})"
                 return Unanswered(SettingsError(what), whole=True)
-            case 408 | 409 | 429:
+            case 413:
+                what = f"{self.address} refuses a request as too large ({said}): lower --image-side, or raise its limit"
+                return Unanswered(SettingsError(what))
+            case 408 | 409 | 425 | 429:
                 self.rate.refused(headers)
                 until = f"; Retry-After: {headers['retry-after']}" if "retry-after" in headers else ""
                 what = f"{self.address} turns requests away for now ({said}{until})"
@@ -337,9 +391,14 @@ def _options_named(error: openai.APIStatusError, asked: Iterable[str]) -> set[st
     return {field for field in {*asked} - _NEEDED if named(field)}
 
 
-def refuses_the_row(status: Any, code: Any) -> bool:
-    """Whether a refusal is about what was asked, and not about how we ask."""
-    return status == 413 or (status in (400, 422) and code in _ROW_CODES)
+def refuses_content(status: Any, code: Any) -> bool:
+    """Return True if a refusal is about what the row says or shows."""
+    return status in (400, 422) and code in _CONTENT_CODES
+
+
+def _shown(address: str) -> str:
+    """Return an address for a message, without its query, which may be signed."""
+    return redacted(address.partition("?")[0])
 
 
 def _words_of(error: openai.APIStatusError) -> str:
@@ -361,8 +420,9 @@ def _check_key(name: str, key: str) -> None:
 # --- what the bytes of an answer say
 
 
-def read_completion(data: bytes, model: str, seconds: float) -> Completion | None:
-    """What the bytes of an answer say, whatever a server leaves out; None if they are no chat completion.
+def read_completion(data: bytes, model: str, seconds: float, charset: str | None = None) -> Completion | None:
+    """What the bytes of an answer say, whatever a server leaves out; None if they are no chat completion. `charset`:
+    as declared, for JSON that is not in Unicode.
 
     What is longer than LONGEST_BODY is a reply that was cut off, and not parsed: the event loop, and every other
     request with it, would wait. Nor is it asked for again, which would cost as much and bring as much.
@@ -371,10 +431,32 @@ def read_completion(data: bytes, model: str, seconds: float) -> Completion | Non
         begins = _plain(data[:4000].decode(errors="replace"))[:80]
         return Completion(text=begins, model=model, finish_reason="length", seconds=round(seconds, 3))
     try:
-        answer = json.loads(data)
-    except (ValueError, RecursionError):
+        answer = json.loads(data.decode(charset) if charset and not _is_unicode(data) else data)
+    except (ValueError, LookupError, RecursionError):
         return None
     return completion_of(answer, model, seconds)
+
+
+def _is_unicode(data: bytes) -> bool:
+    try:
+        data.decode(json.detect_encoding(data))
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _unreadable(answer: httpx2.Response) -> str | None:
+    """Return why no answer of this endpoint can be read; None if the next one may be readable."""
+    data, kind = answer.content.lstrip(), answer.headers.get("content-type", "")
+    if (encoding := answer.headers.get("content-encoding", "").strip().casefold()) not in _DECODED:
+        return (
+            f"a compressed body (Content-Encoding: {encoding[:40]}) that nobody asked for: turn that off in its gateway"
+        )
+    if kind.casefold().startswith("text/event-stream") or data.startswith((b"data:", b"event:")):
+        return "an event stream although stream is not set: turn streaming off at the server"
+    if data.startswith(b"{") and not _is_unicode(data):
+        return f"JSON that is not UTF-8 (Content-Type: {_plain(kind)[:80]}): have it declare its charset, or send UTF-8"
+    return None
 
 
 def completion_of(answer: Any, model: str, seconds: float) -> Completion | None:
@@ -388,16 +470,27 @@ def completion_of(answer: Any, model: str, seconds: float) -> Completion | None:
     named, text = answer.get("model"), _text(message.get("content"))
     if len(text) > LONGEST_TEXT:
         text, finish = text[:LONGEST_TEXT], "length"
+    if error := _error_in(choice):
+        text, finish = error, ERROR
     return Completion(
         text=text,
         model=_plain(named)[:LONGEST_NAME] if isinstance(named, str) and named else model,
         finish_reason=_plain(finish)[:LONGEST_NAME] if isinstance(finish, str) else "",
         tokens_in=_count(usage.get("prompt_tokens")),
-        tokens_out=_count(usage.get("completion_tokens")),
+        tokens_out=_output_tokens(usage),
         tokens_cached=_count(as_dict(usage.get("prompt_tokens_details")).get("cached_tokens")),
         seconds=round(seconds, 3),
         logprobs=_logprobs(choice),
     )
+
+
+def _error_in(choice: dict[str, Any]) -> str:
+    """Return the error that a gateway reports in a reply of HTTP status 200; "" where there is none."""
+    error = choice.get("error")
+    if not error and choice.get("finish_reason") != ERROR:
+        return ""
+    words = as_dict(error).get("message") or as_dict(error).get("code") or "finish_reason: error"
+    return _plain(" ".join(str(words).split()))[:LONGEST_NAME]
 
 
 def _logprobs(choice: dict[str, Any]) -> tuple[float, ...] | None:
@@ -430,7 +523,7 @@ def delta_of(chunk: Any) -> Delta:
         text=_text(as_dict(choice.get("delta")).get("content")),
         logprobs=_logprobs(choice),
         finish_reason=_plain(finish)[:LONGEST_NAME] if isinstance(finish, str) else "",
-        tokens_out=_count(as_dict(as_dict(chunk).get("usage")).get("completion_tokens")),
+        tokens_out=_output_tokens(as_dict(as_dict(chunk).get("usage"))),
     )
 
 
@@ -439,10 +532,14 @@ def refused(model: str) -> Completion:
     return Completion(text="", model=model, finish_reason="content_filter", cost=0.0)
 
 
+_TEXT_PARTS = ("text", "output_text")
+
+
 def _text(content: Any) -> str:
-    """The text of a message: a string, or a list of parts of which those with a text count."""
+    """The text of a message: a string, or a list of parts, of which those of text count and reasoning does not."""
     if isinstance(content, list):
-        content = "".join(t for part in content if isinstance(t := as_dict(part).get("text"), str))
+        parts = [part for part in map(as_dict, content) if part.get("type", "text") in _TEXT_PARTS]
+        content = "".join(text for part in parts if isinstance(text := part.get("text"), str))
     return _plain(content) if isinstance(content, str) else ""
 
 
@@ -459,6 +556,19 @@ def as_dict(value: Any) -> dict[str, Any]:
 def _count(value: Any) -> int:
     """0 where it is no count; costs.py says what can be believed."""
     return value if type(value) is int and value > 0 else 0
+
+
+def _output_tokens(usage: dict[str, Any]) -> int:
+    """Return the tokens that are paid for as output, thinking included.
+
+    Most endpoints count thinking inside `completion_tokens`. Some count it outside, which the total shows, or that more
+    tokens were spent on thinking than on all of the completion.
+    """
+    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    thinking = _count(as_dict(usage.get("completion_tokens_details")).get("reasoning_tokens"))
+    if thinking > completion:
+        completion += thinking
+    return max(completion, _count(usage.get("total_tokens")) - prompt) if prompt else completion
 
 
 class Rate:

@@ -23,13 +23,13 @@ from vcot.records import Reason, Sample
 
 HERE = "¤"  # stands for a reference to objects, where which they are does not matter
 
-_REFERENCES = re.compile(rf"{HERE}(?:\d+{HERE})?")
+REFERENCES = re.compile(rf"{HERE}(?:\d+{HERE})?")
 
 
 def fault_of(prose: str, sample: Sample) -> Fault | None:
     """The first thing that is wrong with it. References to objects stand in it as ¤1¤."""
     given = [sample.question, sample.context or "", *(sample.choices or ()), *sample.answers]
-    bare = _REFERENCES.sub(HERE, prose)
+    bare = REFERENCES.sub(HERE, prose)
     return (
         _placed(bare, given)
         or _open(bare)

@@ -156,6 +156,8 @@ def check(parts: Parts, sample: Sample, *, grounded: bool) -> None:
         raise Refused(Reason.TEACHER_UNGROUNDED, "it spoke of no listed object by its number, as in [1]")
     if sum(c.isalpha() for part in parts if isinstance(part, str) for c in part) < 4:
         raise Refused(Reason.TEACHER_UNREADABLE, "it held no sentence")
+    if grounded and conclusion.only_points(text):
+        raise Refused(Reason.TEACHER_UNGROUNDED, f"it only points at [{numbers_in(parts)[0]}] and says nothing of it")
     if grounded and conclusion.tells_answer(str(parts[0]), sample):
         raise Refused(Reason.TEACHER_UNGROUNDED, "it stated the answer before it pointed at anything")
 

@@ -111,10 +111,26 @@ class DistillShardMetadata(Record):
     spent: dict[str, float] = Field({}, description="sums of all bills, and what else was counted")
 
 
+class FrameFit(Record):
+    """How well boxes that a teacher wrote in a pilot fit annotated ones."""
+
+    declared: str = Field(description="the declared frame")
+    declared_iou: float = Field(description="mean IoU with the annotated boxes, read as declared")
+    best: str = Field(description="the frame, and order of numbers, that fits best")
+    best_iou: float = Field(description="mean IoU in that one")
+    rows: int = Field(description="rows of which boxes came back")
+    boxes: int = Field(description="boxes that were compared")
+    asked: int = Field(description="rows that were asked about")
+    usd: float = Field(0, description="what these replies did cost; no bill of a source holds it")
+
+
 class DistillMetadata(Record):
     teacher: str = Field(description="template/1, none, or the model's name")
     strategy: str | None = Field(None, description="how a model was asked")
     prompts: dict[str, int] = Field({}, description="purpose → version")
+    frame_fit: FrameFit | None = Field(
+        None, exclude_if=lambda fit: fit is None, description="left out where too few rows have annotated boxes"
+    )
 
 
 # --- tokenize ----------------------------------------------------------------------------------------------

@@ -237,6 +237,10 @@ class Folder(Generic[ShardMetadata, StageMetadata]):
         if there["code"] != __version__:
             logging.get().warning("begun by another code version", was=there["code"], now=__version__)
 
+    def has_begun(self) -> bool:
+        """Return True if settings are written down that a further command must share."""
+        return self.store.stat(join(self.uri, "settings.json")) is not None
+
     def whole(self, settings: Settings, inputs: Mapping[str, str]) -> StageMarker[ShardMetadata, StageMetadata] | None:
         """The marker of the whole stage, and a line that says so; None where something is left to do.
 

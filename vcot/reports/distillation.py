@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from vcot.grounding.frames_fit import GOOD_FIT
 from vcot.records import Folder, Reason, RowCounts
 from vcot.records.metadata import Counts, DistillMetadata, DistillShardMetadata, Line, Passage
 from vcot.records.reports import Cost, Distillation
@@ -171,6 +172,14 @@ def _of_boxes(found: Distillation) -> Iterator[Finding]:
     trust = found.trust
     if found.strategy is None:
         return
+    if (fit := found.frame_fit) is not None:
+        better = "" if fit.best == fit.declared else f" ({fit.best_iou:.2f} in {fit.best})"
+        boxes = (
+            f"the teacher's boxes fit with a mean IoU of {fit.declared_iou:.2f} in {fit.declared} as declared{better}, "
+            f"over {fit.boxes:,} boxes of {fit.rows:,} rows"
+        )
+        asked = f"Asked where the annotated things of {fit.asked:,} rows are,"
+        yield Finding(fit.declared_iou >= GOOD_FIT, f"{asked} {boxes if fit.rows else 'the teacher gave no box'}.")
     if not trust.looks:
         yield Finding(
             True,
