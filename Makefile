@@ -13,20 +13,10 @@ PYTHON := $(shell for python in python3.11 python3.12 python3 python; do \
 CACHE := $(or $(filter /%,$(XDG_CACHE_HOME)),$(HOME)/.cache)/vcot
 PY := .venv/bin/python
 
-help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo
-	@echo "  Settings of a stage go on the same line, as make local-train RUN_ID=other TRAIN_NUM_TRAIN_EPOCHS=3. So do"
-	@echo "    EXAMPLE=folder   data to tune on, with its settings/<stage>.env ($(EXAMPLE))"
-	@echo "    BASE=folder      the model to tune ($(BASE))"
-	@echo "    MINIO=program    the S3 server; without it the one on PATH, or one that is built"
-
 # --- the environment: remade when its requirements change, left alone when they do not ---
 
 VENV := .venv/made-$(shell git hash-object requirements/dev.txt)
 UV := $(or $(shell command -v uv),$(CACHE)/uv-$(shell git hash-object requirements/uv.txt)/bin/uv)
-
-venv: $(VENV) ## the Python environment in .venv; the other targets make it when they need it
 
 $(VENV): | $(UV)
 	@test -n '$(PYTHON)' || { echo "vcot needs Python 3.11 or 3.12; found: $$(python3 --version 2>&1). \
@@ -44,6 +34,131 @@ $(CACHE)/uv-%/bin/uv:
 	{ echo 'This Python has no venv module: install python3-venv (Debian, Ubuntu) or uv'; exit 1; }
 	@'$(CACHE)/uv-$*/bin/python' -m pip install --quiet --only-binary :all: --require-hashes -r requirements/uv.txt
 
+# In an environment of its own, because it wants an old boto3.
+CHECKOV := $(CACHE)/checkov-$(shell git hash-object requirements/checkov.txt)/bin/checkov
+
+$(CACHE)/checkov-%/bin/checkov: | $(UV)
+	@echo 'Getting checkov into $(CACHE)'
+	@rm -rf '$(CACHE)/checkov-$*' '$(CACHE)/checkov-$*.part'
+	@'$(UV)' venv --quiet --relocatable --python '$(PYTHON)' '$(CACHE)/checkov-$*.part'
+	@'$(UV)' pip sync --quiet --require-hashes --python '$(CACHE)/checkov-$*.part/bin/python' requirements/checkov.txt
+	@mv '$(CACHE)/checkov-$*.part' '$(CACHE)/checkov-$*'
+
+FIND_MINIO := MINIO="$${MINIO:-$$('$(PYTHON)' -m tools.s3server --print-binary)}"
+
+NEEDED := $(VENV) $(if $(filter-out tests/k8s%,$(TESTS)),,$(CHECKOV))
+
+# --- variables of several targets ---
+
+REGISTRY ?= localhost/
+TAG ?= dev
+IMAGES ?= data gpu
+ENGINE ?= $(shell for engine in docker podman buildah; do $$engine info >/dev/null 2>&1 && echo $$engine && break; done)
+
+OVERLAY ?= gpu
+URI ?= s3://vcot/runs/_probe
+
+RUN_ID ?= first
+EXAMPLE ?= examples/blood-cells
+# An example may bring a base of its own.
+BASE ?= $(if $(wildcard $(EXAMPLE)/config.json),$(EXAMPLE),examples/rehearsal)
+
+# SERVICE=minio: storage inside the cluster of kubectl, by way of its Service, with the keys of the Secret there.
+THROUGH = $(if $(SERVICE),--service '$(SERVICE)') $(if $(NAMESPACE),--namespace '$(NAMESPACE)')
+
+##@ Train a model on this computer and try it
+
+local-train: $(VENV) settings-are-known ## convert, distill, tokenize, train and evaluate on this computer, with MinIO
+	@$(PY) -m jobs.pipeline --where local --run-id '$(RUN_ID)' --example '$(EXAMPLE)' --base '$(BASE)'
+
+test: $(NEEDED) ## all tests but cluster-test; TESTS=tests/storage for some. Builds MinIO before the first (about two minutes, once)
+	$(FIND_MINIO) CHECKOV='$(CHECKOV)' $(PY) -m pytest -n 2 $(or $(TESTS),--ignore=tests/cluster)
+
+demo: $(VENV) ## a page on which a model is asked about images: the last local run's, or SUBJECT=https://vllm:8000/v1\#vcot; PORT=7860
+	@$(PY) -m jobs.demo $(if $(SUBJECT),--subject '$(SUBJECT)') $(if $(PORT),--port '$(PORT)')
+
+# Of an overlay the base is where its settings say, unless BASE names a folder here; with ROWS its config.json is enough.
+plan: $(VENV) settings-are-known ## what a run will take before it starts: make plan [EXAMPLE= BASE=], or OVERLAY=k8s/overlays/gpu; GPU= GPUS= PRICE= ROWS= CALIBRATE=1
+	@$(PY) -m jobs.pipeline --plan --run-id '$(RUN_ID)' \
+		$(if $(filter command,$(firstword $(origin OVERLAY))),--overlay '$(OVERLAY)' $(if $(filter command,$(firstword $(origin BASE))),--base '$(BASE)'),--example '$(EXAMPLE)' --base '$(BASE)') \
+		$(if $(GPU),--gpu '$(GPU)') $(if $(GPUS),--gpus '$(GPUS)') $(if $(PRICE),--gpu-hour-usd '$(PRICE)') \
+		$(if $(ROWS),--rows '$(ROWS)') $(if $(CALIBRATE),--calibrate) $(if $(JSON),--plan-json '$(JSON)')
+
+serve: $(VENV) ## one model behind OpenAI's interface, on this computer: the last local run's, or SUBJECT=train stage or folder; PORT=8000
+	@$(PY) -m jobs.serve $(if $(SUBJECT),--subject '$(SUBJECT)') $(if $(PORT),--port '$(PORT)')
+
+# Of a run on this computer, or with RUN_URI of any run in the storage of the AWS_* variables.
+tensorboard: $(VENV) ## the curves of a training in TensorBoard: RUN_ID=first of a local run, or RUN_URI=s3://bucket/runs/name; PORT=6006
+	@$(if $(RUN_URI)$(SERVICE),,$(PY) -m tools.s3server --serve .local/s3 -- )$(PY) -m tools.tensorboard \
+		--run-uri '$(or $(RUN_URI),s3://vcot/runs/$(RUN_ID))' $(if $(PORT),--port '$(PORT)') $(THROUGH)
+
+local-compare: $(VENV) ## evaluations of runs on this computer side by side, in .local/comparison: RUNS='first second'
+	@test -n '$(RUNS)' || { echo "Which? make local-compare RUNS='first second'"; exit 64; }
+	@$(PY) -m tools.s3server --serve .local/s3 -- $(PY) -m jobs.evaluate --run-uri .local --compare $(RUNS:%=s3://vcot/runs/%)
+
+reason-demo: $(VENV) ## one small base tuned three ways, direct, in words, with boxes: answers right by steps, and a page; BASE=folder WORLDS=following,permuting
+	$(PY) -m benchmarks.reason $(if $(filter command,$(firstword $(origin BASE))),--base '$(BASE)') --out '$(or $(OUT),build/reason)' $(if $(WORLDS),--worlds '$(WORLDS)') $(if $(MODELS),--models '$(MODELS)')
+
+s3: $(VENV) ## the S3 server of local-train alone, until Ctrl-C, to look at what runs have stored
+	@$(PY) -m tools.s3server --serve .local/s3
+
+minio: ## where MinIO is; builds it first if need be (about two minutes, once)
+	@'$(PYTHON)' -m tools.s3server --print-binary
+
+local-clean: ## forget all runs on this computer and what they stored
+	rm -rf .local
+
+help: ## this list
+	@awk -F ':.*## ' '/^\#\#@ / { printf "\n%s\n", substr($$0, 5) } /^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  Settings of a stage go on the same line, as make local-train RUN_ID=other TRAIN_NUM_TRAIN_EPOCHS=3. So do"
+	@echo "    EXAMPLE=folder   data to tune on, with its settings/<stage>.env ($(EXAMPLE))"
+	@echo "    BASE=folder      the model to tune ($(BASE))"
+	@echo "    MINIO=program    the S3 server; without it the one on PATH, or one that is built"
+
+##@ Use your own storage and cluster
+
+s3-doctor: $(VENV) ## does the storage of the AWS_* variables keep what vcot builds on? URI=s3://vcot/runs/_probe
+	@$(PY) -m jobs.probe --uri '$(URI)'
+
+push-base: $(VENV) ## put a downloaded base into the bucket: BASE=<folder> TO=s3://vcot/models/<name>; goes on where cut off
+	@test '$(origin BASE)' != file || { echo 'Which? make push-base BASE=<folder of a downloaded model> [TO=s3://…]'; exit 64; }
+	@$(PY) -m tools.push --base '$(BASE)' $(if $(TO),--to '$(TO)') $(THROUGH)
+
+push-example: $(VENV) ## put an example and its base into the bucket: EXAMPLE= BASE= TO=s3://vcot/examples; SERVICE=minio in a cluster
+	@$(PY) -m tools.push --example '$(EXAMPLE)' --base '$(BASE)' $(if $(TO),--to '$(TO)') $(THROUGH)
+
+pages: $(VENV) ## bring the reports of a run out of the bucket into .local/runs: RUN_ID=smoke; SERVICE=minio in a cluster
+	@$(PY) -m tools.storage --run-id '$(RUN_ID)' $(if $(RUNS_URI),--runs-uri '$(RUNS_URI)') \
+		$(if $(LOCAL),--local-folder '$(LOCAL)') $(THROUGH)
+
+images: ## build vcot-data and vcot-gpu with docker, podman or buildah; REGISTRY=registry/path/ TAG=v1 BASE_IMAGE= IMAGES=data
+	@test -n '$(ENGINE)' || { echo 'Images are built with docker, podman or buildah, and none of them answers `info`:' \
+	'install one, start its service, or name it: make images ENGINE="sudo docker"'; exit 1; }
+	@for image in $(IMAGES); do \
+		DOCKER_BUILDKIT=1 BUILDAH_LAYERS=true $(ENGINE) build $(BUILD_FLAGS) $(BASE_IMAGE:%=--build-arg BASE=%) \
+		--build-arg VERSION='$(TAG)' --build-arg REVISION='$(shell git rev-parse HEAD 2>/dev/null)' \
+		--target $$image --tag '$(REGISTRY)'vcot-$$image:'$(TAG)' . || exit; done
+
+k8s-doctor: $(VENV) ## what a cluster lacks for an overlay, and the fix; OVERLAY=gpu or RENDERED=file EMPTY_POOLS=1 NO_TRIALS=1
+	@$(PY) -m tools.doctor --overlay '$(OVERLAY)' $(if $(EMPTY_POOLS),--empty-pools) \
+		$(if $(RENDERED),--rendered '$(RENDERED)') $(if $(NO_TRIALS),--no-trials) \
+		$(if $(TIMEOUT),--timeout '$(TIMEOUT)')
+
+k8s-run: $(VENV) ## start an overlay's chain under a fresh RUN_ID; OVERLAY=gpu WAIT=900 (seconds to begin); DRY_RUN=1 only renders
+	@$(PY) -m tools.submit --overlay '$(OVERLAY)' $(if $(DRY_RUN),--dry-run) $(if $(WAIT),--wait '$(WAIT)') \
+		$(if $(filter command,$(firstword $(origin RUN_ID))),--run-id '$(RUN_ID)')
+
+##@ Develop vcot
+
+venv: $(VENV) ## the Python environment in .venv; the other targets make it when they need it
+
+lint: $(VENV) ## ruff, mypy (strict), import-linter
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check --quiet .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
 requirements: | $(UV) ## pin the requirements again, with hashes, after a change of pyproject.toml
 	'$(UV)' pip compile --quiet pyproject.toml --extra dev --python-version 3.11 --generate-hashes --no-header \
 		--no-emit-index-url --output-file requirements/dev.txt
@@ -57,36 +172,43 @@ requirements: | $(UV) ## pin the requirements again, with hashes, after a change
 	echo checkov | '$(UV)' pip compile --quiet - --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--no-emit-index-url --output-file requirements/checkov.txt
 
-# In an environment of its own, because it wants an old boto3.
-CHECKOV := $(CACHE)/checkov-$(shell git hash-object requirements/checkov.txt)/bin/checkov
-
-$(CACHE)/checkov-%/bin/checkov: | $(UV)
-	@echo 'Getting checkov into $(CACHE)'
-	@rm -rf '$(CACHE)/checkov-$*' '$(CACHE)/checkov-$*.part'
-	@'$(UV)' venv --quiet --relocatable --python '$(PYTHON)' '$(CACHE)/checkov-$*.part'
-	@'$(UV)' pip sync --quiet --require-hashes --python '$(CACHE)/checkov-$*.part/bin/python' requirements/checkov.txt
-	@mv '$(CACHE)/checkov-$*.part' '$(CACHE)/checkov-$*'
-
 schemas: $(VENV) ## write schemas/*.json again, after a change of a record
 	$(PY) -m tools.schemas
 
 golden: $(VENV) ## render the manifests into tests/k8s/golden again, after a change of k8s/
 	$(PY) -m tests.k8s.golden
 
-# --- checks ---
+rehearsal-base: $(VENV) ## train the small base model of the rehearsal from nothing
+	$(PY) examples/rehearsal/make_base.py --out build/rehearsal
 
-lint: $(VENV) ## ruff, mypy (strict), import-linter
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check --quiet .
-	.venv/bin/mypy
-	.venv/bin/lint-imports
+reasoning-base: $(VENV) ## train the small base model that reads boards from nothing: the rehearsal's first, then on from it
+	$(PY) examples/rehearsal/make_base.py --out build/rehearsal
+	$(PY) examples/reasoning/make_base.py --out build/reasoning --base build/rehearsal/snapshot
 
-FIND_MINIO := MINIO="$${MINIO:-$$('$(PYTHON)' -m tools.s3server --print-binary)}"
+node-up: $(VENV) ## a real Kubernetes node on this machine (root), in namespaces of its own, with MinIO and a teacher
+	@$(FIND_MINIO) $(PY) -m tests.cluster.node up $(if $(NODE_IMAGES),--images $(NODE_IMAGES))
 
-NEEDED := $(VENV) $(if $(filter-out tests/k8s%,$(TESTS)),,$(CHECKOV))
+node-down: $(VENV) ## end that node and put everything back
+	@$(PY) -m tests.cluster.node down
 
-test: $(NEEDED) ## all tests but cluster-test; TESTS=tests/storage for some. Builds MinIO before the first (about two minutes, once)
-	$(FIND_MINIO) CHECKOV='$(CHECKOV)' $(PY) -m pytest -n 2 $(or $(TESTS),--ignore=tests/cluster)
+LEFTOVERS = tests/cluster/test_leftovers.py
+ON_CLUSTER = $(PY) -m pytest $(or $(TESTS),tests/cluster --ignore=$(LEFTOVERS)) --durations=10
+
+cluster-test: $(VENV) ## the chain in real containers on that node; CONTEXT=kind-kind for a cluster of yours; TESTS=
+ifdef CONTEXT
+	CLUSTER_CONTEXT='$(CONTEXT)' $(ON_CLUSTER) -n 0
+else
+	$(if $(TESTS),,NODE_INSTALL=1 $(PY) -m pytest -n 0 $(LEFTOVERS))
+	@# Three at once: a test mostly waits for the cluster.
+	$(FIND_MINIO) $(PY) -m tests.cluster.node with --images data gpu -- $(ON_CLUSTER) -n 3 --maxschedchunk=1
+endif
+
+CI_PART := $(addprefix tests/cluster/test_,chain.py admission.py containers.py)
+
+cluster-test-ci: $(VENV) ## of cluster-test what CI runs: the chain, admission, exit codes, one eviction
+	@$(MAKE) --no-print-directory cluster-test TESTS='$(CI_PART)'
+
+##@ Measure
 
 bench-kill: $(VENV) ## kill stages at random moments and compare what comes out; KILLS=60 SEED=1
 	$(FIND_MINIO) $(PY) -m tests.chain.kill --kills $(or $(KILLS),60) --seed $(or $(SEED),1)
@@ -137,119 +259,6 @@ bench-probe: $(VENV) ## does evaluate --probe tell a model that uses its boxes f
 
 bench-plan: $(VENV) ## memory of trainings as planned and as measured here (CPU or GPU), a process each; BASE=folder OUT=file
 	$(PY) -m benchmarks.plan $(if $(filter command,$(firstword $(origin BASE))),--base '$(BASE)') --out '$(or $(OUT),build/plan.json)'
-
-# --- on Kubernetes ---
-
-REGISTRY ?= localhost/
-TAG ?= dev
-IMAGES ?= data gpu
-ENGINE ?= $(shell for engine in docker podman buildah; do $$engine info >/dev/null 2>&1 && echo $$engine && break; done)
-
-images: ## build vcot-data and vcot-gpu with docker, podman or buildah; REGISTRY=registry/path/ TAG=v1 BASE_IMAGE= IMAGES=data
-	@test -n '$(ENGINE)' || { echo 'Images are built with docker, podman or buildah, and none of them answers `info`:' \
-	'install one, start its service, or name it: make images ENGINE="sudo docker"'; exit 1; }
-	@for image in $(IMAGES); do \
-		DOCKER_BUILDKIT=1 BUILDAH_LAYERS=true $(ENGINE) build $(BUILD_FLAGS) $(BASE_IMAGE:%=--build-arg BASE=%) \
-		--build-arg VERSION='$(TAG)' --build-arg REVISION='$(shell git rev-parse HEAD 2>/dev/null)' \
-		--target $$image --tag '$(REGISTRY)'vcot-$$image:'$(TAG)' . || exit; done
-
-node-up: $(VENV) ## a real Kubernetes node on this machine (root), in namespaces of its own, with MinIO and a teacher
-	@$(FIND_MINIO) $(PY) -m tests.cluster.node up $(if $(NODE_IMAGES),--images $(NODE_IMAGES))
-
-node-down: $(VENV) ## end that node and put everything back
-	@$(PY) -m tests.cluster.node down
-
-LEFTOVERS = tests/cluster/test_leftovers.py
-ON_CLUSTER = $(PY) -m pytest $(or $(TESTS),tests/cluster --ignore=$(LEFTOVERS)) --durations=10
-
-cluster-test: $(VENV) ## the chain in real containers on that node; CONTEXT=kind-kind for a cluster of yours; TESTS=
-ifdef CONTEXT
-	CLUSTER_CONTEXT='$(CONTEXT)' $(ON_CLUSTER) -n 0
-else
-	$(if $(TESTS),,NODE_INSTALL=1 $(PY) -m pytest -n 0 $(LEFTOVERS))
-	@# Three at once: a test mostly waits for the cluster.
-	$(FIND_MINIO) $(PY) -m tests.cluster.node with --images data gpu -- $(ON_CLUSTER) -n 3 --maxschedchunk=1
-endif
-
-CI_PART := $(addprefix tests/cluster/test_,chain.py admission.py containers.py)
-
-cluster-test-ci: $(VENV) ## of cluster-test what CI runs: the chain, admission, exit codes, one eviction
-	@$(MAKE) --no-print-directory cluster-test TESTS='$(CI_PART)'
-
-OVERLAY ?= gpu
-URI ?= s3://vcot/runs/_probe
-
-k8s-doctor: $(VENV) ## what a cluster lacks for an overlay, and the fix; OVERLAY=gpu or RENDERED=file EMPTY_POOLS=1 NO_TRIALS=1
-	@$(PY) -m tools.doctor --overlay '$(OVERLAY)' $(if $(EMPTY_POOLS),--empty-pools) \
-		$(if $(RENDERED),--rendered '$(RENDERED)') $(if $(NO_TRIALS),--no-trials) \
-		$(if $(TIMEOUT),--timeout '$(TIMEOUT)')
-
-k8s-run: $(VENV) ## start an overlay's chain under a fresh RUN_ID; OVERLAY=gpu WAIT=900 (seconds to begin); DRY_RUN=1 only renders
-	@$(PY) -m tools.submit --overlay '$(OVERLAY)' $(if $(DRY_RUN),--dry-run) $(if $(WAIT),--wait '$(WAIT)') \
-		$(if $(filter command,$(firstword $(origin RUN_ID))),--run-id '$(RUN_ID)')
-
-s3-doctor: $(VENV) ## does the storage of the AWS_* variables keep what vcot builds on? URI=s3://vcot/runs/_probe
-	@$(PY) -m jobs.probe --uri '$(URI)'
-
-# --- the chain on this computer ---
-
-RUN_ID ?= first
-EXAMPLE ?= examples/blood-cells
-# An example may bring a base of its own.
-BASE ?= $(if $(wildcard $(EXAMPLE)/config.json),$(EXAMPLE),examples/rehearsal)
-
-local-train: $(VENV) settings-are-known ## convert, distill, tokenize, train and evaluate on this computer, with MinIO
-	@$(PY) -m jobs.pipeline --where local --run-id '$(RUN_ID)' --example '$(EXAMPLE)' --base '$(BASE)'
-
-# Of an overlay the base is where its settings say, unless BASE names a folder here; with ROWS its config.json is enough.
-plan: $(VENV) settings-are-known ## what a run will take before it starts: make plan [EXAMPLE= BASE=], or OVERLAY=k8s/overlays/gpu; GPU= GPUS= PRICE= ROWS= CALIBRATE=1
-	@$(PY) -m jobs.pipeline --plan --run-id '$(RUN_ID)' \
-		$(if $(filter command,$(firstword $(origin OVERLAY))),--overlay '$(OVERLAY)' $(if $(filter command,$(firstword $(origin BASE))),--base '$(BASE)'),--example '$(EXAMPLE)' --base '$(BASE)') \
-		$(if $(GPU),--gpu '$(GPU)') $(if $(GPUS),--gpus '$(GPUS)') $(if $(PRICE),--gpu-hour-usd '$(PRICE)') \
-		$(if $(ROWS),--rows '$(ROWS)') $(if $(CALIBRATE),--calibrate) $(if $(JSON),--plan-json '$(JSON)')
-
-local-compare: $(VENV) ## evaluations of runs on this computer side by side, in .local/comparison: RUNS='first second'
-	@test -n '$(RUNS)' || { echo "Which? make local-compare RUNS='first second'"; exit 64; }
-	@$(PY) -m tools.s3server --serve .local/s3 -- $(PY) -m jobs.evaluate --run-uri .local --compare $(RUNS:%=s3://vcot/runs/%)
-
-demo: $(VENV) ## a page on which a model is asked about images: the last local run's, or SUBJECT=https://vllm:8000/v1\#vcot; PORT=7860
-	@$(PY) -m jobs.demo $(if $(SUBJECT),--subject '$(SUBJECT)') $(if $(PORT),--port '$(PORT)')
-
-serve: $(VENV) ## one model behind OpenAI's interface, on this computer: the last local run's, or SUBJECT=train stage or folder; PORT=8000
-	@$(PY) -m jobs.serve $(if $(SUBJECT),--subject '$(SUBJECT)') $(if $(PORT),--port '$(PORT)')
-
-local-clean: ## forget all runs on this computer and what they stored
-	rm -rf .local
-
-# SERVICE=minio: storage inside the cluster of kubectl, by way of its Service, with the keys of the Secret there.
-THROUGH = $(if $(SERVICE),--service '$(SERVICE)') $(if $(NAMESPACE),--namespace '$(NAMESPACE)')
-
-push-base: $(VENV) ## put a downloaded base into the bucket: BASE=<folder> TO=s3://vcot/models/<name>; goes on where cut off
-	@test '$(origin BASE)' != file || { echo 'Which? make push-base BASE=<folder of a downloaded model> [TO=s3://…]'; exit 64; }
-	@$(PY) -m tools.push --base '$(BASE)' $(if $(TO),--to '$(TO)') $(THROUGH)
-
-push-example: $(VENV) ## put an example and its base into the bucket: EXAMPLE= BASE= TO=s3://vcot/examples; SERVICE=minio in a cluster
-	@$(PY) -m tools.push --example '$(EXAMPLE)' --base '$(BASE)' $(if $(TO),--to '$(TO)') $(THROUGH)
-
-pages: $(VENV) ## bring the reports of a run out of the bucket into .local/runs: RUN_ID=smoke; SERVICE=minio in a cluster
-	@$(PY) -m tools.storage --run-id '$(RUN_ID)' $(if $(RUNS_URI),--runs-uri '$(RUNS_URI)') \
-		$(if $(LOCAL),--local-folder '$(LOCAL)') $(THROUGH)
-
-rehearsal-base: $(VENV) ## train the small base model of the rehearsal from nothing
-	$(PY) examples/rehearsal/make_base.py --out build/rehearsal
-
-reasoning-base: $(VENV) ## train the small base model that reads boards from nothing: the rehearsal's first, then on from it
-	$(PY) examples/rehearsal/make_base.py --out build/rehearsal
-	$(PY) examples/reasoning/make_base.py --out build/reasoning --base build/rehearsal/snapshot
-
-reason-demo: $(VENV) ## one small base tuned three ways, direct, in words, with boxes: answers right by steps, and a page; BASE=folder WORLDS=following,permuting
-	$(PY) -m benchmarks.reason $(if $(filter command,$(firstword $(origin BASE))),--base '$(BASE)') --out '$(or $(OUT),build/reason)' $(if $(WORLDS),--worlds '$(WORLDS)') $(if $(MODELS),--models '$(MODELS)')
-
-minio: ## where MinIO is; builds it first if need be (about two minutes, once)
-	@'$(PYTHON)' -m tools.s3server --print-binary
-
-s3: $(VENV) ## the S3 server of local-train alone, until Ctrl-C, to look at what runs have stored
-	@$(PY) -m tools.s3server --serve .local/s3
 
 # TRAIN_NUM_TRAIN_EPOCHS=3 on make's command line is VCOT_TRAIN_NUM_TRAIN_EPOCHS=3 for the stages, and a typing error is told.
 STAGES := CONVERT_% DISTILL_% TOKENIZE_% TRAIN_% EVALUATE_% PIPELINE_%

@@ -136,6 +136,17 @@ def test_make_help_names_every_target_and_every_word_that_a_person_may_give() ->
     )
 
 
+def test_make_help_lists_first_what_is_needed_first() -> None:
+    answer = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    targets = re.findall(r"^  make ([a-z0-9-]+) ", answer.stdout, re.M)
+    benchmarks = [name for name in targets if name.startswith("bench-")]
+    assert targets[:2] == ["local-train", "test"]
+    assert targets[-len(benchmarks) :] == benchmarks
+    rank = targets.index
+    assert max(map(rank, ("demo", "plan", "serve", "tensorboard", "test"))) < min(map(rank, ("push-base", "k8s-run")))
+    assert rank("k8s-run") < rank("lint") < rank("golden") < rank(benchmarks[0])
+
+
 def test_the_front_page_claims_nothing_that_no_command_does() -> None:
     page = re.sub("```.*?```", "", (ROOT / "README.md").read_text().lower(), flags=re.S)  # a tree of files is no claim
     rooms = {p.name for p in (ROOT / "vcot").iterdir() if p.is_dir() and (p / "__init__.py").exists()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -75,9 +76,9 @@ def promoted(moto_place: str, tuned: tuple[Path, dict[str, object]]) -> Promote:
     return make
 
 
-def command(*flags: str) -> subprocess.CompletedProcess[str]:
+def command(*flags: str, job: str = "fetch") -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VCOT_")}
-    said = [sys.executable, "-m", "jobs.fetch", *flags]
+    said = [sys.executable, "-m", f"jobs.{job}", *flags]
     return subprocess.run(said, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -188,3 +189,26 @@ def test_a_pinned_promotion_of_another_line_is_passed_over(promoted: Promote) ->
     assert promotion_at(Store(), line, one.uri) == one
     assert promotion_at(Store(), line, "s3://vcot/other/0000000001.json") == two
     assert promotion_at(Store(), one.uri, two.uri) == one
+
+
+@pytest.mark.parametrize("job", ["fetch", "evaluate", "publish"])
+def test_model_with_names_outside_is_refused(promoted: Promote, tmp_path: Path, job: str) -> None:
+    one, store, victim = promoted("one"), Store(), tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    train, marker_uri = one.promotion.train_uri, join(one.promotion.train_uri, "_done", "stage.json")
+    store.write(join(train, "model") + str(victim), b"evil")
+    marker = json.loads(store.read(marker_uri))
+    marker["metadata"]["files"][str(victim)] = hashlib.sha256(b"evil").hexdigest()
+    store.write(marker_uri, json.dumps(marker).encode())
+    pointer = json.loads(store.read(one.uri)) | {"train_sha256": store.digest(marker_uri)}
+    store.write(one.uri, json.dumps(pointer).encode())
+    flags = {
+        "fetch": ("--pointer-uri", one.uri, "--into", str(tmp_path / "m")),
+        "evaluate": ("--run-uri", train.removesuffix("/train"), "--subject", train),
+        "publish": ("--train-uri", train),
+    }
+    ended = command(*flags[job], job=job)
+    assert ended.returncode == 65, ended.stderr
+    assert f"{marker_uri}: {str(victim)!r} is not a relative file name: it is absolute" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert victim.read_bytes() == b"mine"

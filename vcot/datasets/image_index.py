@@ -30,6 +30,7 @@ from vcot.records.sample import Stored
 from vcot.storage import Entry, NotFound, Store, join
 from vcot.storage import name as last_part
 from vcot.storage.local import file_digest
+from vcot.storage.names import name_in
 
 NAME, SO_FAR = "images.json", "images-so-far.json"
 _FORM = 1
@@ -193,7 +194,7 @@ def _fetched(store: Store, uri: str, path: Path) -> Iterator[Path]:
     if form != _FORM:
         raise InputError(f"{uri} is of form {form!r:.20}, and this vcot reads form {_FORM}; leave it out")
     try:
-        store.download(join(uri.rpartition("/")[0] or ".", file), path)
+        store.download(join(uri.rpartition("/")[0] or ".", name_in(uri, str(file))), path)
         if file_digest(path) != digest:
             raise InputError(f"{uri}: {file} is damaged; its sha256 should be {digest}")
         yield path

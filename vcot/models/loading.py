@@ -11,6 +11,7 @@ attention that is not slow in bfloat16, and a refusal where weights are missing.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,9 @@ from vcot.models.attention import use_varlen_attention
 from vcot.models.device import DtypeName, compute_dtype, device
 from vcot.models.families import Part, family_of
 from vcot.models.loss import add_loss
+from vcot.storage.names import name_in
+
+INDEX = "model.safetensors.index.json"
 
 
 def load_base(
@@ -72,6 +76,7 @@ def load_base(
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: no model is described there: {_short(error)}") from None
     family = family_of(config, folder)
+    weight_map(folder)
     options: dict[str, Any] = {"dtype": torch.float32 if weights == "float32" else numbers}
     if shards > 1:
         # Weights travel in the dtype of the computation; what is kept, and the gradients' sum, are float32.
@@ -122,6 +127,22 @@ def prepare_model(model: Any, dtype: torch.dtype) -> None:
     # It would have the patches' embeddings ask for gradients where activations are computed twice, and so send a frozen
     # vision tower's work backward. Only checkpoints of torch's older, re-entrant kind need it.
     model.enable_input_require_grads = lambda: None
+
+
+def weight_map(folder: Path) -> dict[str, str] | None:
+    """Return tensor → file of a base whose weights are in several files; None if it has no index.
+
+    Raises:
+        InputError: The index is damaged or names a file outside the folder, which libraries would read.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        return None
+    try:
+        files = json.loads(path.read_bytes())["weight_map"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: the index of the weights cannot be read: {error}") from None
+    return {str(tensor): name_in(str(path), str(file)) for tensor, file in files}
 
 
 def whole_model(model: Any) -> Any:

@@ -31,12 +31,11 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from vcot.errors import InputError
 from vcot.models.families import family_of
-from vcot.models.loading import ADAPTER_FILES
+from vcot.models.loading import ADAPTER_FILES, INDEX, weight_map
 
 SHARD_BYTES = 1 << 30
 """Of one file of weights, at most, unless one tensor is larger. While it is written it is in memory twice."""
 
-INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
 PREFIX = "base_model.model."
 """PEFT writes it before the name of a module."""
@@ -104,13 +103,12 @@ def merge_adapter(base: Path, adapter: Path, out: Path, *, shard_bytes: int = SH
 
 def weights_of(base: Path) -> dict[str, str]:
     """Tensor of a base → the file that has it, in the order of the files. Raises InputError: there are none."""
+    if (files := weight_map(base)) is not None:
+        return dict(sorted(files.items(), key=lambda item: (item[1], item[0])))
     try:
-        if (base / INDEX).is_file():
-            found = json.loads((base / INDEX).read_bytes())["weight_map"]
-            return {str(name): str(file) for name, file in sorted(found.items(), key=lambda item: (item[1], item[0]))}
         with safe_open(base / "model.safetensors", "pt") as stored:
             return dict.fromkeys(sorted(stored.keys()), "model.safetensors")
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"{base}: its weights in safetensors cannot be read: {error}") from None
 
 

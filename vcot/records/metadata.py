@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from vcot.grounding import FrameSpec
 from vcot.grounding.ways import LearnedWay
 from vcot.records.base import Record
+from vcot.storage.names import RelativeName
 
 Counts = dict[str, dict[str, int]]
 """Dataset of the rows → name → rows."""
@@ -241,8 +242,8 @@ class TrainMetadata(Record):
     base_uri: str
     base_sha256: str
     tune: Literal["full", "lora", "qlora"]
-    model: str = Field(description="folder of the adapter or model, below the stage's")
-    files: dict[str, str] = Field(description="in that folder: name → sha256")
+    model: RelativeName = Field(description="folder of the adapter or model, below the stage's")
+    files: dict[RelativeName, str] = Field(description="in that folder: name → sha256")
     losses: Losses
     trainable_parameters: int
     train_samples: int

@@ -38,6 +38,7 @@ from vcot.settings import Settings
 from vcot.stage import Bar, stop, summary
 from vcot.storage import NotFound, Store, join
 from vcot.storage.local import file_digest
+from vcot.storage.names import RelativeName, refuse_names
 
 DONE = "_done/stage.json"
 R = TypeVar("R", bound=Record)
@@ -72,7 +73,7 @@ class RowCounts(Record):
 
 
 class File(Record):
-    name: str = Field(description="below the stage's prefix")
+    name: RelativeName = Field(description="below the stage's prefix")
     sha256: str
     size: int
 
@@ -441,6 +442,7 @@ def _parsed(kind: type[R], data: bytes, uri: str, stage_uri: str) -> R:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
+        refuse_names(error, uri)
         faults = {".".join(map(str, fault["loc"])): fault["msg"].lower() for fault in error.errors()}
     where, what = next(iter(faults.items()))
     fault = "was written by another version of vcot" if "version" in faults else f"is damaged ({where}: {what})"

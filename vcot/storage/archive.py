@@ -478,6 +478,8 @@ class Archive:
             asked.encode()
         except UnicodeEncodeError:  # half a surrogate pair may be in JSON
             raise NotFound(f"{path!r} is no name of a file") from None
+        if ".." in asked.split("/"):
+            raise NotFound(f"{path!r} is not a relative file name: members are below {self.chunks.uri}")
         for _ in range(_LINKS):
             found = self._select("select kind, offset, size, target from members where name = ?", _bytes(wanted))
             if not found:

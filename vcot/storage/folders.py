@@ -24,6 +24,7 @@ from vcot import logging
 from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.stage import Bar, stop
 from vcot.storage.local import NotFound, file_digest
+from vcot.storage.names import RelativeName, local_path, refuse_names
 from vcot.storage.store import Store, join
 
 MANIFEST = "_manifest.json"
@@ -47,21 +48,18 @@ class FolderManifest(BaseModel):
 
     version: Literal[1] = 1
     whole: bool
-    files: dict[str, Listed] = Field(description="name below the folder → what it is")
+    files: dict[RelativeName, Listed] = Field(description="name below the folder → what it is")
 
 
 def read_manifest(store: Store, uri: str) -> FolderManifest | None:
     place = join(uri, MANIFEST)
     try:
-        manifest = FolderManifest.model_validate_json(store.read(place))
+        return FolderManifest.model_validate_json(store.read(place))
     except NotFound:
         return None
     except ValidationError as error:
+        refuse_names(error, place)
         raise InputError(f"{place} is not a manifest: {error.errors()[0]['msg']}; push the folder again") from None
-    for name in manifest.files:
-        if name.startswith("/") or ".." in name.split("/"):
-            raise InputError(f"{place}: {name!r} is no name of a file below the folder")
-    return manifest
 
 
 def _files(store: Store, uri: str, only: Callable[[str], bool]) -> dict[str, tuple[int, str]]:
@@ -104,7 +102,9 @@ def fetch_folder(store: Store, uri: str, into: Path, only: Callable[[str], bool]
             raise InputError(f"{uri}: there is no such folder")
         return local
     wanted = sorted(_files(store, uri, only).items(), key=lambda item: -item[1][0])
-    missing = [(name, size, sha256) for name, (size, sha256) in wanted if not _is(into / name, size, sha256)]
+    missing = [
+        (name, size, sha256) for name, (size, sha256) in wanted if not _is(local_path(into, name, uri), size, sha256)
+    ]
     total = sum(size for _, size, _ in missing)
     into.mkdir(parents=True, exist_ok=True)
     if total > (free := shutil.disk_usage(into).free):
@@ -134,7 +134,7 @@ def _is(path: Path, size: int, sha256: str) -> bool:
 
 
 def _fetch(store: Store, uri: str, into: Path, name: str, sha256: str, arrived: Callable[[int], None]) -> None:
-    target = into / name
+    target = local_path(into, name, uri)
     target.parent.mkdir(parents=True, exist_ok=True)
     found = ""
     for _ in range(2):  # what was damaged on its way is not the second time
@@ -177,7 +177,7 @@ def fetch_files(store: Store, uri: str, files: Mapping[str, str], into: Path) ->
     Raises InputError: one is not what its marker says.
     """
     for name, sha256 in files.items():
-        path = into / name
+        path = local_path(into, name, uri)
         if path.is_file() and file_digest(path) == sha256:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,12 +226,14 @@ def push_folder(store: Store, folder: Path, uri: str, names: Iterable[str]) -> F
     push of what was whole once brings back what was lost since.
 
     Raises:
+        InputError: a name is not a relative file name.
         SettingsError: another folder was pushed there; what runs have read is not replaced under them.
         Interrupted: a stop was asked for; files that are up are kept.
     """
 
     def listed(name: str) -> Listed:
-        return Listed(size=(folder / name).stat().st_size, sha256=file_digest(folder / name))
+        path = local_path(folder, name, str(folder))
+        return Listed(size=path.stat().st_size, sha256=file_digest(path))
 
     def write_manifest(whole: bool, files: Mapping[str, Listed]) -> FolderManifest:
         manifest = FolderManifest(whole=whole, files=dict(sorted(files.items())))

@@ -27,7 +27,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -44,8 +43,11 @@ from vcot.records.shards import File
 from vcot.stage import stop
 from vcot.storage import NotFound, Store, join
 from vcot.storage.local import file_digest
+from vcot.storage.names import local_path, refuse_names
 
 MANIFEST = "manifest.json"
+_FOLDER = re.compile(r"step-(\d+)-\w+")
+_MANIFEST_NAME = re.compile(f"{_FOLDER.pattern}/{re.escape(MANIFEST)}")
 
 
 class Manifest(Record):
@@ -174,8 +176,8 @@ class Checkpoints:
     def called(self, name: str) -> tuple[Path, Manifest]:
         """The one of that name, which another rank has found whole. Raises InputError: it is not any more."""
         uri = join(self.uri, name)
-        saved = Saved(uri, Manifest.model_validate_json(self.store.read(join(uri, MANIFEST))))
-        if (folder := self._fetch(saved)) is None:
+        saved = self._read(join(uri, MANIFEST))
+        if saved is None or (folder := self._fetch(saved)) is None:
             raise InputError(f"{uri} was whole a moment ago and is not any more")
         return folder, saved.manifest
 
@@ -189,14 +191,30 @@ class Checkpoints:
         return None
 
     def _stored(self) -> Iterator[Saved]:
-        """Those with a manifest that can be read, the newest first."""
-        uris = sorted((e.uri for e in self.store.list(self.uri) if e.uri.endswith(f"/{MANIFEST}")), reverse=True)
-        for uri in uris:
-            with suppress(NotFound):
-                try:
-                    yield Saved(uri.removesuffix(f"/{MANIFEST}"), Manifest.model_validate_json(self.store.read(uri)))
-                except ValidationError as error:
-                    logging.get().warning("not a manifest; passed over", uri=uri, because=error.errors()[0]["msg"])
+        """Yield checkpoints with a readable manifest, the newest first.
+
+        Raises:
+            InputError: A manifest contains a file name that leaves its checkpoint.
+        """
+        names = (entry.uri.removeprefix(self.uri.rstrip("/") + "/") for entry in self.store.list(self.uri))
+        for name in sorted(filter(_MANIFEST_NAME.fullmatch, names), reverse=True):
+            if (saved := self._read(join(self.uri, name))) is not None:
+                yield saved
+
+    def _read(self, uri: str) -> Saved | None:
+        """Read the manifest at a URI; return None if it is missing or damaged.
+
+        Raises:
+            InputError: It contains a file name that leaves its checkpoint.
+        """
+        try:
+            return Saved(uri.removesuffix(f"/{MANIFEST}"), Manifest.model_validate_json(self.store.read(uri)))
+        except NotFound:
+            return None
+        except ValidationError as error:
+            refuse_names(error, uri)
+            logging.get().warning("not a manifest; passed over", uri=uri, because=error.errors()[0]["msg"])
+            return None
 
     def _fetch(self, saved: Saved) -> Path | None:
         """The checkpoint on this disk, each file held against its digest; None where one does not hold."""
@@ -205,7 +223,7 @@ class Checkpoints:
         folder = self.scratch / saved.uri.rpartition("/")[2]
         folder.mkdir(parents=True, exist_ok=True)
         for file in saved.manifest.files:
-            local, fault = folder / file.name, None
+            local, fault = local_path(folder, file.name, join(saved.uri, MANIFEST)), None
             if local.exists() and file_digest(local) == file.sha256:
                 continue  # another rank of this pod has fetched it
             try:
@@ -242,7 +260,7 @@ class Checkpoints:
             oldest = min(saved_step, *kept)
             entries = sorted(self.store.list(self.uri), key=lambda entry: not entry.uri.endswith(f"/{MANIFEST}"))
             for entry in entries:  # manifests first: half a checkpoint is none
-                ours = re.match(r"/step-(\d+)-", entry.uri.removeprefix(self.uri.rstrip("/")))
+                ours = _FOLDER.match(entry.uri.removeprefix(self.uri.rstrip("/") + "/"))
                 if ours and int(ours[1]) < oldest and int(ours[1]) not in kept.values():
                     self.store.delete(entry.uri)
         except VcotError as error:
