@@ -98,7 +98,8 @@ def advantages(replies: list[Reply], options: GRPOOptions) -> list[float]:
             for reply in replies
         ]
     sums = [
-        centred(reply, lambda each: each.rewards[0], "group") + 0.5 * centred(reply, lambda each: each.rewards[1], "group")
+        centred(reply, lambda each: each.rewards[0], "group")
+        + 0.5 * centred(reply, lambda each: each.rewards[1], "group")
         for reply in replies
     ]
     return [(value - statistics.mean(sums)) / spread(sums) for value in sums]
