@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +16,7 @@ from hypothesis import strategies as st
 from vcot.grounding import Box, FrameSpec, Mention, Trace, match, parse, split_answer
 from vcot.records import Image, Origin, Sample
 from vcot.records.rollout import Rollout
-from vcot.rewards import DEFAULT_WEIGHTS, BrokenReward, earned, total, weighed
+from vcot.rewards import DEFAULT_WEIGHTS, BrokenReward, earned, time_limit, total, weighed
 
 SPEC, WEIGHED = FrameSpec("thousandths"), weighed(DEFAULT_WEIGHTS)
 TRUE = [(100, 100, 300, 300), (400, 100, 600, 300)]
@@ -135,3 +142,147 @@ def test_rewards_are_weighed_and_a_users_own_may_be_among_them():
 def test_what_cannot_be_weighed_is_refused(given, told):
     with pytest.raises(ValueError, match=told.replace("?", r"\?")):
         weighed([given])
+
+
+# --- where no boxes are annotated ------------------------------------------------------------------------
+
+PLAIN = SAMPLE.model_copy(update={"evidence": None, "answers": ("left",), "question": "Which way do they turn?"})
+"""Neither evidence nor a reasoning with boxes: nothing tells a right box from a wrong one, only how many there are."""
+
+
+def plain_worth(boxes: int, sample: Sample = PLAIN) -> float:
+    places = [(40 * (n % 20), 40 * (n // 20), 40 * (n % 20) + 30, 40 * (n // 20) + 30) for n in range(boxes)]
+    text = f"I see {pointed(*places)}.\nAnswer: {sample.answers[0]}"
+    rollout = Rollout(text=text, tokens=10, limit=300, ended=True)
+    return total(earned(rollout, sample, SPEC, WEIGHED), WEIGHED)
+
+
+@pytest.mark.parametrize("boxes", [6, 20, 200])
+def test_many_boxes_earn_less_where_none_are_annotated(boxes):
+    assert plain_worth(boxes) < plain_worth(1) - 0.15
+
+
+@pytest.mark.parametrize("boxes", [1, 3, 5])
+def test_few_boxes_earn_all_where_none_are_annotated(boxes):
+    assert plain_worth(boxes) == pytest.approx(1.4)
+
+
+def test_a_count_allows_as_many_boxes_as_its_answer():
+    twelve = PLAIN.model_copy(update={"answers": ("12",), "question": "How many gears are there?"})
+    assert plain_worth(12, twelve) == plain_worth(1, twelve) == pytest.approx(1.4)
+    assert plain_worth(13, twelve) < 1.25
+    year = PLAIN.model_copy(update={"answers": ("2023",), "question": "Which year is it?"})
+    assert plain_worth(20, year) < plain_worth(1, year) - 0.15
+
+
+# --- a function of the user that does not come back --------------------------------------------------------
+
+
+def endless(rollout, sample, spec):
+    """Hangs in bytecode, in a call of C, or in a retry loop, as the text says."""
+    while rollout.text == "bytecode":
+        pass
+    if rollout.text == "sleep":
+        time.sleep(600)
+    while rollout.text == "retries":
+        try:
+            raise OSError
+        except Exception:
+            continue
+    return 1.0
+
+
+def leaves(rollout, sample, spec):
+    if rollout.text == "exit":
+        sys.exit(3)
+    raise asyncio.CancelledError
+
+
+def in_thread(call):
+    """The result of the call in another thread, or what it raised."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result(timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("how", "where"),
+    [
+        ("bytecode", "main thread"),
+        ("retries", "main thread"),
+        ("sleep", "main thread"),
+        ("bytecode", "another thread"),
+        ("retries", "another thread"),
+    ],
+)
+def test_a_reward_that_hangs_is_refused_in_time(how, where, monkeypatch):
+    monkeypatch.setattr(time_limit, "SECONDS", 0.2)
+    own = weighed([f"mine={__name__}:endless"])
+    begun = time.monotonic()
+    with pytest.raises(BrokenReward, match=r"the reward mine gave no result on 1 within 0.2 s"):
+        (in_thread if where == "another thread" else lambda call: call())(
+            lambda: earned(Rollout(text=how), SAMPLE, SPEC, own)
+        )
+    assert time.monotonic() - begun < 5
+    assert earned(Rollout(text="x"), SAMPLE, SPEC, own) == {"mine": 1.0}
+
+
+def test_a_reward_that_takes_its_time_is_not_interrupted_later(monkeypatch):
+    """Calls that end around the limit: an interruption that comes late must not reach the code after them."""
+    monkeypatch.setattr(time_limit, "SECONDS", 0.002)
+
+    def call(seconds):
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            pass
+
+    def many():
+        outcomes = []
+        for n in range(100):
+            try:
+                time_limit.call_in_time(call, 0.0015 + 0.00001 * n)
+                outcomes.append(True)
+            except time_limit.OutOfTime:
+                outcomes.append(False)
+            sum(range(2000))  # where a late one would strike
+        return outcomes
+
+    assert len(many()) == len(in_thread(many)) == 100
+    assert threading.active_count() < 10
+
+
+def test_a_users_own_alarm_still_reaches_its_handler(monkeypatch):
+    monkeypatch.setattr(time_limit, "SECONDS", 5)
+
+    def own():
+        before = signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError("own")))
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        try:
+            time.sleep(3)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    with pytest.raises(TimeoutError, match="own"):
+        time_limit.call_in_time(own)
+
+
+@pytest.mark.parametrize(("text", "reason"), [("exit", r"SystemExit.*: 3"), ("", "CancelledError")])
+def test_a_reward_that_exits_is_refused(text, reason):
+    own = weighed([f"mine={__name__}:leaves"])
+    with pytest.raises(BrokenReward, match=f"the reward mine raised {reason}"):
+        earned(Rollout(text=text), SAMPLE, SPEC, own)
+
+
+def test_a_module_that_exits_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "exits_at_import.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match="mine=exits_at_import:fn: SystemExit: 0"):
+        weighed(["mine=exits_at_import:fn"])
+
+
+def test_the_time_limit_costs_a_reward_little(monkeypatch):
+    own = weighed([f"mine={__name__}:endless"])
+    begun = time.process_time()
+    for _ in range(200):
+        earned(Rollout(text="x"), SAMPLE, SPEC, own)
+    assert (time.process_time() - begun) / 200 < 0.005

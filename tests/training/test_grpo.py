@@ -149,6 +149,37 @@ def short(rollout: Rollout, sample: Any, spec: Any) -> float:
     return 1 - rollout.tokens / 40
 
 
+def test_grpo_console_shows_rewards_before_the_loss(
+    toy_base: Path,
+    toy_encoder: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also of an update from replies of the step before, for which TRL logs no reward."""
+    monkeypatch.setattr("vcot.stage.REPORT_EVERY", 0.0)
+    given = options(rewards=("format=0.5", f"short={__name__}:short"), num_iterations=2, max_completion_length=8)
+    result, _ = learn(toy_base, toy_encoder, tmp_path, given, max_steps=2)
+    line = next(entry for entry in result.history if "loss" in entry)
+    shown = f"reward {line['reward']:.3f} (format {line['rewards/format/mean']:.3f}, short "
+    shown += f"{line['rewards/short/mean']:.3f})"
+    told = capsys.readouterr()
+    printed = (told.out + told.err).splitlines()
+    notes = [row for row in printed if "note=" in row]
+    assert len(notes) == 3  # the first step has a line of its own
+    assert all(shown in row and row.index("reward") < row.index("loss") for row in notes)
+    assert not any("-0.000" in row for row in printed)
+
+
+@pytest.mark.parametrize(
+    ("loss", "shown"), [(-1e-9, "0"), (-0.0, "0"), (-0.000317, "-0.000317"), (1.23456, "1.235"), (12.3456, "12.35")]
+)
+def test_loss_is_shown_in_a_readable_form(loss: float, shown: str) -> None:
+    from vcot.training.engine import progress_note
+
+    assert progress_note({"loss": loss}) == f"loss {shown}"
+
+
 @pytest.mark.parametrize("updates", [1, 2])
 def test_a_killed_training_goes_on_to_the_same_numbers(
     toy_base: Path, toy_encoder: Any, tmp_path: Path, updates: int

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Protocol, TypeVar
@@ -19,6 +20,7 @@ from vcot.errors import InputError
 from vcot.grounding import FrameSpec
 from vcot.records import Sample
 from vcot.records.rollout import Rollout
+from vcot.rewards import time_limit
 from vcot.settings import nearest
 
 
@@ -58,7 +60,7 @@ class Weighed:
 
 
 class BrokenReward(InputError):
-    """A reward raised, or gave what is not a number of 0..1 and not None."""
+    """A reward raised, exited or hung, or its result is neither None nor a number of 0..1."""
 
 
 def weighed(entries: Iterable[str]) -> tuple[Weighed, ...]:
@@ -97,21 +99,31 @@ def _of_a_user(name: str, where: str) -> Reward:
     module, _, attribute = where.partition(":")
     try:
         function: Reward = getattr(import_module(module), attribute)
-    except Exception as error:  # whatever stands in the file of a user
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise ValueError(f"{name}={where}: {type(error).__name__}: {error}") from None
     if not callable(function):
         raise ValueError(f"{name}={where}: that is no function")
-    return function
+    return partial(time_limit.call_in_time, function)
 
 
 def earned(rollout: Rollout, sample: Sample, spec: FrameSpec, rewards: Iterable[Weighed]) -> Mapping[str, float | None]:
-    """By name. Raises BrokenReward, which names the reward, the sample and what came."""
+    """Return what each reward gives, by name.
+
+    Raises:
+        BrokenReward: one of them fails; names the reward, the sample and the reason.
+    """
     found: dict[str, float | None] = {}
     for one in rewards:
         try:
             value = one.function(rollout, sample, spec)
             sound = value is None or 0 <= value <= 1  # not NaN
-        except Exception as error:
+        except time_limit.OutOfTime as error:
+            raise BrokenReward(
+                f"the reward {one.name} gave no result on {sample.id} within {time_limit.SECONDS:g} s"
+            ) from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit and asyncio's cancellation are no Exceptions
             raise BrokenReward(
                 f"the reward {one.name} raised {type(error).__name__} on {sample.id}: {error}"
             ) from error

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 
+from vcot.answers import number
 from vcot.grounding import FrameSpec, parse, read_reply
 from vcot.records import Sample
 from vcot.records.rollout import Rollout
 from vcot.rewards import reward
+
+FEW = 5
+"""Boxes of a reply where none are annotated: no reward can tell there which of them are right, so a list of boxes must
+not earn what one box earns."""
+MOST = 50
+"""Larger numbers as an answer, such as a year or a price, are taken for no count of boxes."""
 
 
 class Rule(StrEnum):
     """What is asked of the form of a reply, in the order of the reply."""
 
     REASONING = "has_reasoning"
-    MENTION = "mentions_a_place"  # not asked where the evidence was annotated as absent; none, where there is no image
+    MENTION = "mentions_a_place"  # how many boxes are right: _allowed_boxes
     TAGS = "every_tag_and_box_is_well_formed"
     ONE_THINK_BLOCK = "at_most_one_think_block"  # <think>…</think> may stand around the reasoning
     ONE_ANSWER = "states_one_answer"
@@ -41,7 +49,7 @@ def broken_rules(text: str, sample: Sample, spec: FrameSpec) -> tuple[Rule, ...]
     thinks = [text.count(tag) for tag in ("<think>", "</think>")]
     kept = {
         Rule.REASONING: bool(reasoning.trace.text.replace("<think>", "").replace("</think>", "").strip()),
-        Rule.MENTION: not reasoning.boxes if sample.image is None else bool(reasoning.boxes) or sample.evidence == (),
+        Rule.MENTION: len(reasoning.boxes) in _allowed_boxes(sample),
         Rule.TAGS: reasoning.well_formed and answer.well_formed,
         Rule.ONE_THINK_BLOCK: thinks in ([0, 0], [1, 1]),
         Rule.ONE_ANSWER: reply.answer is not None and reply.marks == 1,
@@ -49,3 +57,17 @@ def broken_rules(text: str, sample: Sample, spec: FrameSpec) -> tuple[Rule, ...]
         Rule.ENDS: not reply.after.strip(),
     }
     return tuple(rule for rule in Rule if not kept[rule])
+
+
+def _allowed_boxes(sample: Sample) -> range:
+    """Return the numbers of boxes that a reply may have.
+
+    None without an image. At least one, unless the evidence is annotated as absent. At most FEW, or as many as the
+    answer counts, where no boxes are annotated; else the reward `boxes` sets the price of each.
+    """
+    if sample.image is None:
+        return range(1)
+    if sample.evidence is not None or any(trace.boxes for trace in sample.reasoning):
+        return range(0 if sample.evidence == () else 1, sys.maxsize)
+    counts = [value for answer in sample.answers if (value := number(answer)) is not None and value <= MOST]
+    return range(1, int(max([FEW, *counts])) + 1)

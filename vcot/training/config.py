@@ -238,22 +238,33 @@ class GRPOOptions(RolloutOptions):
     )  # fmt: skip
     temperature: float = setting(1.0, "of the draws; lower where replies fall apart, higher where all are alike", gt=0)
     beta: float = setting(
-        0.0, "price of moving away from the model it began with (KL); 0.001 to 0.04 where it forgets other things. "
-        "Takes a pass more", ge=0,
+        0.0, "weight of the KL divergence from the model that the training began with: per token, "
+        "exp(ref - new) - (ref - new) - 1 of the log-probabilities, times the probability ratio new / old "
+        "(bias-corrected). Raise it to 0.001 to 0.04 if the model forgets other tasks; costs one more forward pass",
+        ge=0,
     )  # fmt: skip
-    epsilon: float = setting(0.2, "how far a token's probability may fall in updates from the same replies", gt=0, lt=1)
+    epsilon: float = setting(
+        0.2,
+        "lower clip range of the probability ratio, 1 - epsilon (PPO epsilon); raise it if learning is slow. Unused by "
+        "--loss-type cispo and sapo",
+        gt=0,
+        lt=1,
+    )
     epsilon_high: float = setting(
-        0.28, "how far it may rise (DAPO's clip-higher); equal to --epsilon for the older form, in which rare tokens "
-        "stay rare", gt=0,
-    )  # fmt: skip
+        0.28,
+        "upper clip range of the probability ratio, 1 + epsilon (DAPO's clip-higher): with --loss-type cispo the "
+        "largest weight of a token; set it to --epsilon for the symmetric range of PPO. Unused by --loss-type sapo",
+        gt=0,
+    )
     importance_sampling_level: Literal["token", "sequence"] = setting(
         "token", "what is held against the model that drew it: each token, or the whole reply (GSPO, with --loss-type "
         "grpo), for long replies and mixtures of experts",
     )  # fmt: skip
     loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo"] = setting(
         "dapo", "dapo: every token of a step counts alike; grpo: every reply does, so that long ones count less by the "
-        "token; dr_grpo: as dapo, over --max-completion-length; bnpo: as dapo, by the batch; cispo, sapo: other forms "
-        "of clipping",
+        "token; dr_grpo: as dapo, over --max-completion-length; bnpo: as dapo, by the batch; cispo: as dapo, with the "
+        "gradient of every token kept and its weight, the probability ratio, limited to 1 + --epsilon-high; sapo: a "
+        "smooth gate in place of clipping, averaged as grpo",
     )  # fmt: skip
     scale_rewards: Literal["group", "batch", "none"] = setting(
         "group", "advantages are divided by the spread in their group, in all groups of a step, or by nothing (Dr. "

@@ -400,6 +400,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]  # the library publish
     def __init__(self, trainer: Checkpointed, bar: Bar, fetching: Fetching | None) -> None:
         self._trainer, self._bar, self._fetching = trainer, bar, fetching
         self._begun: tuple[float, int] | None = None
+        self._rewards: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         state.save_steps = args.save_steps  # a checkpoint's state brings those of its own time, and they may change
@@ -422,12 +423,15 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]  # the library publish
         if not logs or "loss" not in logs:
             return
         now, tokens, speed = time.monotonic(), self._trainer.tokens, "…"
+        # A further update from the same replies has no rewards of its own.
+        self._rewards = {name: value for name, value in logs.items() if name.startswith("reward")} or self._rewards
+        note = progress_note(self._rewards | logs)
         if self._begun is None:  # what one waits for: it learns, and memory suffices
             self._begun = now, tokens
-            logging.get().info("first step", step=state.global_step, loss=round(logs["loss"], 4))
+            logging.get().info("first step", step=state.global_step, note=note)
         else:
             speed = f"{(tokens - self._begun[1]) / (now - self._begun[0]):.0f} tokens/s"
-        self._bar.advance(note=f"loss {logs['loss']:.3f}, {speed}")
+        self._bar.advance(note=f"{note}, {speed}")
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         losses = eval_losses(state.log_history)
@@ -437,6 +441,30 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]  # the library publish
             control.should_save = True
         if lost_patience(losses, self._trainer.config):
             control.should_training_stop = control.should_save = True
+
+
+def progress_note(logs: Mapping[str, Any]) -> str:
+    """Return the rewards, where there are any, and the loss of a step, for a line of the console."""
+    loss = round(logs["loss"], 6) + 0.0  # never -0
+    parts = [f"loss {loss:.4g}"]
+    if "reward" in logs:
+        means = reward_note(means_of_rewards(logs))
+        parts.insert(0, f"reward {logs['reward']:.3f}" + (f" ({means})" if means else ""))
+    return ", ".join(parts)
+
+
+def reward_note(means: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+
+
+def means_of_rewards(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Return the mean of each reward over a step's replies, by name, from what TRL logs at a step."""
+    found = ((name.split("/"), value) for name, value in entry.items())
+    return {
+        name[1]: value
+        for name, value in found
+        if len(name) == 3 and (name[0], name[2]) == ("rewards", "mean") and value is not None and math.isfinite(value)
+    }
 
 
 def announce(context: RunContext, step: int) -> None:

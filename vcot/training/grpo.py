@@ -62,7 +62,7 @@ from vcot.training.setup import TrainResult, training_arguments
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # a warning at each start, of `rollout_func`
 
 _SAME_NAMES = {
-    "num_generations", "beta", "epsilon", "epsilon_high", "importance_sampling_level", "loss_type", "scale_rewards",
+    "num_generations", "beta", "epsilon", "importance_sampling_level", "loss_type", "scale_rewards",
     "multi_objective_aggregation", "num_iterations", "mask_truncated_completions",
 }  # fmt: skip
 """Options that are TRL's arguments as they are."""
@@ -418,7 +418,7 @@ def learn_from_rewards(
         kind=GRPOConfig, per_device_train_batch_size=at_once, steps_per_generation=rows // at_once,
         temperature=options.temperature, max_completion_length=options.max_completion_length,
         use_vllm=False, vllm_importance_sampling_clip_min=FAR, vllm_importance_sampling_clip_max=1 / FAR,
-        log_completions=False, disable_dropout=True,
+        log_completions=False, disable_dropout=True, use_bias_correction_kl=True, epsilon_high=upper_clip(options),
         **{name: getattr(options, name) for name in _SAME_NAMES},
     )  # fmt: skip
     if any(one.name == "necessity" for one in rewards):
@@ -441,6 +441,11 @@ def learn_from_rewards(
     finally:
         if served is not None:
             served.close()
+
+
+def upper_clip(options: GRPOOptions) -> float:
+    """Return TRL's `epsilon_high`: for cispo the largest weight itself, for other losses its distance from 1."""
+    return options.epsilon_high + (1 if options.loss_type == "cispo" else 0)
 
 
 def rows_at_once(rows: int, batch_tokens: int, longest: int) -> int:

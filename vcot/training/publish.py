@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import distributed
@@ -24,7 +25,7 @@ from vcot.stage import summary
 from vcot.storage import join, put_folder
 from vcot.tokens import Encoder
 from vcot.training.checkpoints import disk_error
-from vcot.training.engine import trained
+from vcot.training.engine import means_of_rewards, reward_note, trained
 from vcot.training.setup import TrainResult
 
 MODEL = "model"
@@ -62,7 +63,11 @@ def publish(
     )
     lowest = metadata.losses.model_dump()
     summary(**lowest)
-    logging.get().info("trained", model=join(folder.uri, MODEL), **lowest, **spent(result))
+    shown: dict[str, Any] = dict(lowest)
+    if losses and (rewards := losses[-1].get("rewards")):  # the loss of a policy gradient shows no progress
+        first = next(line["rewards"] for line in losses if "rewards" in line)
+        shown = {"steps": lowest["steps"], "first_rewards": reward_note(first), "last_rewards": reward_note(rewards)}
+    logging.get().info("trained", model=join(folder.uri, MODEL), **shown, **spent(result))
 
 
 def write_model(
@@ -143,16 +148,6 @@ def losses_by_step(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     return [steps[step] for step in sorted(steps)]
 
 
-def means_of_rewards(entry: Mapping[str, Any]) -> dict[str, float]:
-    """Name → mean of a step's replies, of what TRL logs at a step."""
-    found = ((name.split("/"), value) for name, value in entry.items())
-    return {
-        name[1]: value
-        for name, value in found
-        if len(name) == 3 and (name[0], name[2]) == ("rewards", "mean") and value is not None and math.isfinite(value)
-    }
-
-
 def losses_summary(losses: Sequence[Mapping[str, Any]]) -> Losses:
     """First, last and lowest."""
     seen = [(line["eval_loss"], line["step"]) for line in losses if "eval_loss" in line]
@@ -178,11 +173,11 @@ def draw_losses(losses: Sequence[Mapping[str, Any]], path: Path) -> None:
         judged = [line for line in losses if name in line.get("rewards", ())]
         steps, values = [line["step"] for line in judged], [line["rewards"][name] for line in judged]
         (drawn,) = axes.plot(steps, values, linewidth=0.6, alpha=0.4)
-        axes.plot(steps, _smoothed(values), color=drawn.get_color(), linewidth=1.6, label=f"{name}, smoothed")
+        axes.plot(steps, smoothed(values), color=drawn.get_color(), linewidth=1.6, label=f"{name}, smoothed")
     if not rewards:
         steps, values = [line["step"] for line in losses], [line["loss"] for line in losses]
         axes.plot(steps, values, color="#b8c4d6", linewidth=0.8, label="loss of the step")
-        axes.plot(steps, _smoothed(values), color="#2b5fa8", linewidth=1.6, label="the same, smoothed")
+        axes.plot(steps, smoothed(values), color="#2b5fa8", linewidth=1.6, label="the same, smoothed")
     seen = [(line["step"], line["eval_loss"]) for line in losses if "eval_loss" in line]
     if seen:
         axes.plot(*zip(*seen, strict=True), "o-", color="#c4541a", markersize=3.5, label="loss on images held out")
@@ -196,10 +191,23 @@ def draw_losses(losses: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
-def _smoothed(values: Sequence[float], keep: float = 0.95) -> list[float]:
-    """Exponential moving average, corrected for its start."""
-    smooth, mean = [], 0.0
-    for count, value in enumerate(values, 1):
-        mean = keep * mean + (1 - keep) * value
-        smooth.append(mean / (1 - keep**count))
-    return smooth
+def smoothed(values: Sequence[float], width: float = 10.0) -> list[float]:
+    """Return a line through the values: around each step a straight line, fitted to the steps near it.
+
+    A moving average of the past would show each change some steps too late.
+
+    Args:
+        width: standard deviation of the weights, in steps.
+    """
+    away = np.arange(-round(4 * width), round(4 * width) + 1)
+    weights, y = np.exp(-((away / width) ** 2) / 2), np.asarray(values, dtype=float)
+    reach, there = len(away) // 2, np.ones_like(y)
+
+    def moment(of: np.ndarray, power: int) -> np.ndarray:
+        return np.convolve(of, weights * (-away) ** power)[reach : reach + len(y)]
+
+    s0, s1, s2 = (moment(there, power) for power in range(3))
+    t0, t1 = moment(y, 0), moment(y, 1)
+    spread = s0 * s2 - s1**2
+    line: list[float] = np.where(spread > 0, (s2 * t0 - s1 * t1) / np.where(spread > 0, spread, 1), t0 / s0).tolist()
+    return line

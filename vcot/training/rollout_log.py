@@ -21,7 +21,7 @@ from vcot.records.rollout import Rollout
 from vcot.reports.examples import PREDICTED, TRUE, data_uri, overlay
 from vcot.reports.rendering import render
 from vcot.storage import images, join
-from vcot.training.publish import means_of_rewards
+from vcot.training.engine import means_of_rewards
 from vcot.training.questions import Questions
 
 GROUPS = 3
