@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -158,26 +159,16 @@ def estimate_run(settings: PipelineSettings) -> None:
 
     from vcot.pipeline.local import LocalExecutor
 
-    # Folders of this computer are read where they lie: nothing is put into storage.
-    given = {"EXAMPLE_URI": settings.example, "BASE_URI": settings.base}
-    places = {name: str(_folder(name, folder)) for name, folder in given.items() if folder is not None}
-    env_files = [SETTINGS] + ([Path(settings.example) / "settings"] if settings.example else [])
-    if settings.overlay is not None:
-        from vcot.pipeline.estimate import settings_folders
-
-        env_files = settings_folders(SETTINGS, settings.overlay)
-    plans = plans_here(settings, env_files, places)
+    plans, as_run = plans_to_estimate(settings)
     for plan in plans:
         LocalExecutor().check(plan)  # the refusals of the stages themselves
-    variables = {
-        step.stage: step.environment for plan in plans for step in plan.steps
-    }  # the last one's, where it has it
-    if missing := [stage for stage in STAGES if stage not in variables]:
+    stages = settings_by_stage(plans)
+    if missing := [stage for stage in STAGES if stage not in stages]:
         raise SettingsError(f"--plan is of a whole run; --only, --until and --from-run leave out {', '.join(missing)}")
-    stages = {stage: _settings_of(stage, values) for stage, values in variables.items()}
+    fingerprints = {stage: each.fingerprint() for stage, each in settings_by_stage(as_run).items()}
     if settings.base is not None:  # also of an overlay, whose base lies elsewhere
         stages["train"] = type(stages["train"]).of(
-            stages["train"].model_dump(exclude_unset=True) | {"base_uri": places["BASE_URI"]}
+            stages["train"].model_dump(exclude_unset=True) | {"base_uri": str(_folder("BASE_URI", settings.base))}
         )
     from vcot.pipeline.estimate import estimate
     from vcot.pipeline.estimate_table import show
@@ -185,12 +176,36 @@ def estimate_run(settings: PipelineSettings) -> None:
     with contextlib.ExitStack() as within:
         if "://" in plan.run_uri and _has_storage(settings):
             within.enter_context(_storage(settings))
-        found = estimate(stages, settings)
+        found = estimate(stages, settings, fingerprints)
+    if settings.overlay is not None and settings.server == "own":  # the cluster stores its runs elsewhere
+        found = replace(found, measured=())
     show(found, stages["train"], Console(width=None if sys.stdout.isatty() else 100))
     if len(plans) > 1:
         Console().print(f"Before it comes {plans[0].run_id}, by imitation; TRAIN_METHOD=sft says what that takes.")
     if settings.plan_json is not None:
         settings.plan_json.write_text(found.to_json() + "\n")
+
+
+def plans_to_estimate(settings: PipelineSettings) -> tuple[list[Plan], list[Plan]]:
+    """Return the plans of a run twice: reading the folders of this computer, and reading their copies in storage.
+
+    The first are estimated, because nothing is put into storage; the second are what the run itself has.
+    """
+    folders = {"EXAMPLE_URI": settings.example, "BASE_URI": settings.base}
+    given = {name: folder for name, folder in folders.items() if folder is not None}
+    env_files = [SETTINGS] + ([Path(settings.example) / "settings"] if settings.example else [])
+    if settings.overlay is not None:
+        from vcot.pipeline.estimate import settings_folders
+
+        env_files = settings_folders(SETTINGS, settings.overlay)
+    here = {name: str(_folder(name, folder)) for name, folder in given.items()}
+    stored = {name: _place(name, folder, settings.runs_uri) for name, folder in given.items()}
+    return plans_here(settings, env_files, here), plans_here(settings, env_files, stored)
+
+
+def settings_by_stage(plans: Sequence[Plan]) -> dict[str, Any]:
+    """Return stage → its settings; those of the last plan that has the stage."""
+    return {step.stage: _settings_of(step.stage, step.environment) for plan in plans for step in plan.steps}
 
 
 def _has_storage(settings: PipelineSettings) -> bool:

@@ -1,4 +1,4 @@
-"""The curves of a training in TensorBoard: its event files are fetched from storage, and TensorBoard is started on them.
+"""The curves of a training: fetches its event files from storage and starts TensorBoard on them.
 
 python -m tools.tensorboard --run-uri s3://vcot/runs/first
 """

@@ -13,11 +13,13 @@ import pytest
 from rich.console import Console
 
 from jobs.convert import ConvertSettings
+from jobs.convert import run as convert
 from jobs.distill import DistillSettings
 from jobs.evaluate import EvaluateSettings
-from jobs.pipeline import SETTINGS, PipelineSettings
+from jobs.pipeline import SETTINGS, PipelineSettings, estimate_run, plans_to_estimate, settings_by_stage
 from jobs.tokenize import TokenizeSettings
 from jobs.train import TrainSettings
+from tests.fakes.markers import shard_marker, stage_marker
 from tests.k8s.kustomize import ROOT
 from tests.training.test_estimate import SEVEN_B
 from tests.training.toy import *  # noqa: F403  (fixtures: toy_base, toy_encoder)
@@ -26,10 +28,13 @@ from vcot.errors import InputError, SettingsError
 from vcot.pipeline.estimate import Estimate, _of_pool, estimate, settings_folders
 from vcot.pipeline.estimate_options import EstimateOptions
 from vcot.pipeline.estimate_table import in_words, show
-from vcot.pipeline.local import gather_variables
+from vcot.pipeline.local import gather_variables, publish
+from vcot.records import Folder
+from vcot.records.shards import CONVERT, TRAIN
+from vcot.storage import Store
 from vcot.training.batches import Plan
 
-CELLS = ROOT / "examples" / "blood-cells"
+CELLS, REHEARSAL = ROOT / "examples" / "blood-cells", ROOT / "examples" / "rehearsal"
 
 
 def settings(base: Path, run: Path, **train: Any) -> dict[str, Any]:
@@ -89,8 +94,9 @@ def test_the_example_is_planned_as_it_is_trained_and_nothing_is_left_behind(tmp_
 
 def test_a_finished_tokenize_stage_is_counted(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
     made = examples(toy_encoder, train=24, validation=4, alternatives=1)
-    tokenized(str(tmp_path), toy_encoder, made)
-    found = estimate(settings(toy_base, tmp_path, batch_tokens=400, num_train_epochs=3), options())
+    every = settings(toy_base, tmp_path, batch_tokens=400, num_train_epochs=3)
+    tokenized(str(tmp_path), toy_encoder, made, settings=every["tokenize"].fingerprint())
+    found = estimate(every, options())
     plan = Plan.of(
         [_row(one) for one in made], batch_tokens=400, packed=False, batches_per_step=2, epochs=3, seed=42
     )  # fmt: skip
@@ -127,6 +133,113 @@ def test_rows_that_cannot_be_read_are_asked_for(toy_base: Path, tmp_path: Path) 
 def test_a_base_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--base-uri=.*nowhere: there is no config\.json"):
         estimate(settings(tmp_path / "nowhere", tmp_path), options())
+
+
+# --- what was measured -------------------------------------------------------------------------------------------
+
+
+def few(encoder: Any) -> list[Any]:
+    return examples(encoder, train=8, validation=2)
+
+
+def measured(found: Estimate) -> set[tuple[str, str]]:
+    return {(line.stage, line.what) for line in found.measured}
+
+
+def test_stage_with_other_settings_is_not_this_run(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
+    every, other = settings(toy_base, tmp_path), settings(tmp_path / "another base", tmp_path)
+    tokenized(str(tmp_path), toy_encoder, few(toy_encoder), settings=other["tokenize"].fingerprint())
+    found = estimate(every, options())
+    assert measured(found) == set()
+    assert "187 rows counted in" in found.basis
+    assert any(f"{tmp_path}/tokenize has other settings (base_uri)" in ground for ground in found.grounds)
+
+
+def test_stage_of_another_run_is_counted_not_measured(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
+    tokenized(str(tmp_path / "a"), toy_encoder, few(toy_encoder), settings={"base_uri": "elsewhere"})
+    found = estimate(settings(toy_base, tmp_path / "b", input_uri=str(tmp_path / "a/tokenize")), options())
+    assert found.basis == f"counted in {tmp_path}/a/tokenize"
+    assert measured(found) == set()
+
+
+def test_assumed_rows_are_not_compared_with_a_run(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
+    every = settings(toy_base, tmp_path)
+    tokenized(str(tmp_path), toy_encoder, few(toy_encoder), settings=every["tokenize"].fingerprint())
+    assert measured(estimate(every, options())) == {("tokenize", "rows"), ("tokenize", "bytes")}
+    assert measured(estimate(every, options(rows=50_000))) == set()
+
+
+@pytest.mark.parametrize(
+    ("device", "mib", "ranks", "same"),
+    [
+        ("NVIDIA H100 80GB HBM3", 81_079, 1, True),
+        ("NVIDIA H100 80GB HBM3", 81_079, 2, False),
+        ("NVIDIA H100 PCIe", 81_079, 1, False),
+        ("NVIDIA H100 80GB HBM3 MIG 3g.40gb", 40_320, 1, False),
+        ("NVIDIA H200", 143_000, 1, False),
+        ("Some CPU, 8 cores", None, 1, False),
+        (None, None, 1, False),  # reports of earlier versions do not name it
+    ],
+)
+def test_training_is_measured_on_the_planned_hardware(
+    toy_base: Path, toy_encoder: Any, tmp_path: Path, device: str | None, mib: int | None, ranks: int, same: bool
+) -> None:
+    every, folder = settings(toy_base, tmp_path), Folder(Store(), str(tmp_path), TRAIN)
+    tokenized(str(tmp_path), toy_encoder, few(toy_encoder), settings=every["tokenize"].fingerprint())
+    spent = {"from_step": 0, "seconds": 60.0, "tokens": 4000, "peak_gpu_memory_mib": 900}
+    spent |= {name: value for name, value in (("device", device), ("gpu_memory_mib", mib)) if value}
+    folder.write_report({"this_process": spent})
+    folder.finish(stage_marker("train", every["train"].fingerprint(), ranks=ranks))
+    lines = {what for stage, what in measured(estimate(every, options(gpu="h100-80gb"))) if stage == "train"}
+    assert lines == {"tokens"} | ({"steps"} if ranks == 1 else set()) | ({"hours", "peak bytes"} if same else set())
+
+
+def test_training_on_this_cpu_is_measured_here(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
+    from vcot.models.device import device_name, use_device
+    from vcot.pipeline.estimate import runs_on
+    from vcot.training.flops import GPUS
+
+    use_device("cpu")
+    here = GPUS["h100-80gb"]
+    assert runs_on({"device": device_name()}, "cpu", here)
+    assert not runs_on({"device": "AnotherCPU, 8 cores"}, "cpu", here)
+    assert not runs_on({"device": device_name()}, "h100-80gb", here)
+
+
+def test_plan_shows_measured_figures_of_its_own_run_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run reads copies of the folders that the plan reads."""
+
+    def planned(**more: Any) -> tuple[PipelineSettings, dict[str, Any], dict[str, Any]]:
+        asked = {"plan": True, "server": "none", "runs_uri": str(tmp_path / "runs"), "base": str(REHEARSAL)}
+        given = PipelineSettings.of(asked | more)
+        here, as_run = map(settings_by_stage, plans_to_estimate(given))
+        return given, here, as_run
+
+    def measured_in(run: tuple[PipelineSettings, dict[str, Any], dict[str, Any]]) -> set[tuple[str, str]]:
+        given, here, as_run = run
+        return measured(estimate(here, given, {stage: each.fingerprint() for stage, each in as_run.items()}))
+
+    run = planned(example=str(CELLS))
+    publish(Store(), CELLS, str(tmp_path / "examples" / "blood-cells"))
+    convert(run[2]["convert"])
+    assert measured_in(run) == {("convert", "rows"), ("convert", "bytes")}
+    monkeypatch.setenv("VCOT_CONVERT_SEED", "7")
+    assert measured_in(planned(example=str(CELLS))) == set()
+
+
+def test_plan_of_an_overlay_does_not_read_this_computer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finished run of that name on this computer, and 50,000 rows that are assumed."""
+    run = tmp_path / "runs" / "first"
+    Folder(Store(), str(run), CONVERT).finish(stage_marker("convert", shards=(shard_marker("convert"),)))
+    Folder(Store(), str(run), TRAIN).finish(stage_marker("train"))
+    monkeypatch.setenv("COLUMNS", "100")
+    overlay = {"overlay": ROOT / "k8s" / "overlays" / "gpu", "base": str(seven_b(tmp_path)), "rows": 50_000}
+    estimate_run(PipelineSettings.of({"plan": True, "server": "none", "runs_uri": str(tmp_path / "runs")} | overlay))
+    said = capsys.readouterr().out
+    assert "fits on one 80 GB GPU" in said
+    assert "Measured" not in said
 
 
 # --- a large model -----------------------------------------------------------------------------------------------

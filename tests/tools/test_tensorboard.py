@@ -43,7 +43,7 @@ def test_event_files_of_two_attempts_are_fetched(moto_place: str, tmp_path: Path
 
 
 def test_training_without_event_files_is_refused(moto_place: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no event files. train writes them with --report-to tensorboard"):
+    with pytest.raises(InputError, match=r"no event files\. train writes them with --report-to tensorboard"):
         fetch_events(store, join(moto_place, "runs", "gone", "train"), tmp_path)
 
 

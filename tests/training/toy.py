@@ -116,7 +116,9 @@ def write_examples(path: Path, made: list[Example]) -> Path:
     return path
 
 
-def tokenized(run_uri: str, encoder: Any, made: list[Example], *, shards: int = 2, inputs: Any = None) -> None:
+def tokenized(
+    run_uri: str, encoder: Any, made: list[Example], *, shards: int = 2, inputs: Any = None, settings: Any = None
+) -> None:
     """Writes <run-uri>/tokenize as the stage would."""
     folder = Folder(Store(), run_uri, TOKENIZE)
 
@@ -126,7 +128,8 @@ def tokenized(run_uri: str, encoder: Any, made: list[Example], *, shards: int = 
         return TokenizeShardMetadata()
 
     markers = tuple(folder.make_shard(index, work, ExampleSink) for index in range(shards))
-    folder.finish(stage_marker("tokenize", shards=markers, contract=encoder.contract, inputs=inputs or {}))
+    marker = stage_marker("tokenize", settings, shards=markers, contract=encoder.contract, inputs=inputs or {})
+    folder.finish(marker)
 
 
 # --- trainings in this process -----------------------------------------------------------------------------

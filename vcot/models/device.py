@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import warnings
 from collections.abc import Mapping
@@ -89,6 +90,14 @@ def free_bytes() -> int:
         limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
         free.append(limit - used)
     return min(free)
+
+
+def device_name() -> str:
+    """Return the name of the GPU, or of this CPU with its number of cores."""
+    if device().type == "cuda":
+        return torch.cuda.get_device_name(0)
+    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    return f"{found[1] if found else platform.machine()}, {os.cpu_count()} cores"
 
 
 def _driver_library() -> CDLL | None:

@@ -27,7 +27,7 @@ from vcot.errors import InputError, SettingsError
 from vcot.evaluation.config import WAYS, Model, Way
 from vcot.models.shapes import Shapes
 from vcot.pipeline.estimate_options import DEFAULT_GPU, EstimateOptions
-from vcot.pipeline.rows import ASSUMED, WRITTEN, WRITTEN_FROM, Data, Range, Typical, data_of, finished, places
+from vcot.pipeline.rows import ASSUMED, WRITTEN, WRITTEN_FROM, Data, FinishedStages, Range, Typical, data_of
 from vcot.records.example import Row
 from vcot.records.shards import CONVERT, DISTILL, TOKENIZE, TRAIN
 from vcot.storage import NotFound, Store, join
@@ -93,6 +93,7 @@ class Estimate:
     grounds: tuple[str, ...]
     calibrated: Mapping[str, float] = field(default_factory=dict)
     measured: tuple[Measured, ...] = ()
+    run_uri: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -108,10 +109,14 @@ class Measured:
     measured: float
 
 
-def estimate(settings: Mapping[str, Any], options: EstimateOptions) -> Estimate:
+def estimate(
+    settings: Mapping[str, Any], options: EstimateOptions, fingerprints: Mapping[str, Mapping[str, Any]] | None = None
+) -> Estimate:
     """
     Args:
         settings: stage → its settings; those that are judged, train among them or not.
+        fingerprints: stage → the settings that shape its result in the run itself, where the plan reads folders of
+            this computer instead of their copies in storage. Default: those of `settings`.
 
     Raises:
         InputError: rows or base cannot be read.
@@ -121,7 +126,9 @@ def estimate(settings: Mapping[str, Any], options: EstimateOptions) -> Estimate:
     shapes = _shapes(base_uri)
     given = options.rows is not None
     typical = Typical(options.rows or 0, options.visual_tokens, options.text_tokens, options.reply_tokens)
-    data = data_of(settings, base_uri, typical if given else None)
+    prints = fingerprints or {stage: each.fingerprint() for stage, each in settings.items()}
+    finished = FinishedStages.of(settings, prints)
+    data = data_of(settings, base_uri, typical if given else None, finished)
     dtype = _dtype(train, name)
     stages = {"convert": _convert(settings["convert"], data), "distill": _distill(settings["distill"], data)}
     work = _Work.of(train, data, shapes, options.gpus)
@@ -142,7 +149,9 @@ def estimate(settings: Mapping[str, Any], options: EstimateOptions) -> Estimate:
     )  # fmt: skip
     return Estimate(
         data.basis, stages, name, options.gpus, gpu.bytes, memory, work.load, twice, sharded,
-        _grounds(data, settings, name, shapes), calibrated, measured_of(settings, stages, memory),
+        (*_grounds(data, settings, name, shapes), *finished.notes), calibrated,
+        () if given else measured_of(settings["train"].run_uri, finished, stages, memory, options.gpus, (name, gpu)),
+        settings["train"].run_uri,
     )  # fmt: skip
 
 
@@ -493,36 +502,61 @@ def _calibrate(config: TrainingConfig, where: Any, base_uri: str, load: Load) ->
 
 
 def measured_of(
-    settings: Mapping[str, Any], stages: Mapping[str, StageEstimate], memory: Memory
-) -> tuple[Measured, ...]:
-    """What finished stages of this run have, beside what is planned."""
-    store, found = Store(), list[Measured]()
-    for kind, uri in places(settings).items():
-        if (marker := finished(store, uri, kind)) is None:
+    run_uri: str, finished: FinishedStages, stages: Mapping[str, StageEstimate], memory: Memory, ranks: int,
+    planned_gpu: tuple[str, GPU],
+) -> tuple[Measured, ...]:  # fmt: skip
+    """Compare the figures of this run's finished stages with the planned ones.
+
+    Steps need as many ranks as the plan has; hours and memory need the same hardware, too.
+    """
+    found = list[Measured]()
+    for kind in (CONVERT, DISTILL, TOKENIZE):
+        if kind.name not in finished.own:
             continue
-        files = [file for shard in marker.shards for file in shard.files]
+        marker, estimated = finished.markers[kind.name], stages[kind.name]
+        size = sum(file.size for shard in marker.shards for file in shard.files)
         counts = marker.row_counts
         rows = {CONVERT: counts.rows, DISTILL: counts.kept, TOKENIZE: counts.written}[kind]
         found += [
-            Measured(kind.name, "rows", stages[kind.name].rows.expected, rows),
-            Measured(kind.name, "bytes", stages[kind.name].stored.expected, sum(file.size for file in files)),
+            Measured(kind.name, "rows", estimated.rows.expected, rows),
+            Measured(kind.name, "bytes", estimated.stored.expected, size),
         ]
-    uri = join(settings["train"].run_uri, "train")
-    if (trained := finished(store, uri, TRAIN)) is None:
+    if TRAIN.name not in finished.own:
         return tuple(found)
-    spent = json.loads(store.read(join(uri, "report.json")))["this_process"]
-    train = stages["train"]
-    if train.steps is not None:
-        found.append(Measured("train", "steps", train.steps.expected, trained.metadata.losses.steps))
-    whole = spent.get("from_step") == 0  # else a process that was killed has the rest
-    if train.tokens is not None and whole:
+    trained, train = finished.markers[TRAIN.name].metadata, stages["train"]
+    spent = json.loads(Store().read(join(run_uri, TRAIN.name, "report.json")))["this_process"]
+    same_ranks, uninterrupted = trained.ranks == ranks, spent.get("from_step") == 0
+    same_hardware = same_ranks and runs_on(spent, *planned_gpu)
+    if train.steps is not None and same_ranks:
+        found.append(Measured("train", "steps", train.steps.expected, trained.losses.steps))
+    if train.tokens is not None and uninterrupted:
         found.append(Measured("train", "tokens", train.tokens.expected, spent["tokens"]))
-    if train.gpu_hours is not None and whole:
-        hours = spent["seconds"] / 3600 * trained.metadata.ranks
+    if train.gpu_hours is not None and uninterrupted and same_hardware:
+        hours = spent["seconds"] / 3600 * trained.ranks
         found.append(Measured("train", "hours", train.gpu_hours.expected, hours))
-    if "peak_gpu_memory_mib" in spent:
+    if "peak_gpu_memory_mib" in spent and same_hardware:
         found.append(Measured("train", "peak bytes", memory.peak, spent["peak_gpu_memory_mib"] << 20))
     return tuple(found)
+
+
+def runs_on(spent: Mapping[str, Any], name: str, gpu: GPU) -> bool:
+    """Return True if a training ran on the planned device.
+
+    Args:
+        spent: `this_process` of its report.
+        name: Name of the planned GPU as in GPUS, or cpu for this computer.
+        gpu: Its memory and speed.
+    """
+    there = str(spent.get("device", ""))
+    if name == "cpu":
+        from vcot.models.device import device_name, use_device
+
+        use_device("cpu")
+        return there == device_name()
+    card, *variant = name.split("-")[:-1]
+    words = re.findall(r"[a-z0-9]+", there.lower().replace("rtx ", "rtx"))
+    same_memory = abs((spent.get("gpu_memory_mib", 0) << 20) / gpu.bytes - 1) < 0.05  # less what the driver keeps
+    return card in words and ("pcie" in words) == bool(variant) and same_memory
 
 
 # --- in words ----------------------------------------------------------------------------------------------

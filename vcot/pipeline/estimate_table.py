@@ -63,7 +63,7 @@ def show(found: Estimate, config: Any, console: Console) -> None:
             f"{_written(told['planned_bytes'], SIZES)} planned ({off:+.1%})", highlight=False,
         )  # fmt: skip
     if found.measured:
-        console.print("[italic]Measured in this run, beside what is planned[/]")
+        console.print(f"[italic]Measured in {found.run_uri}, and planned[/]", highlight=False, soft_wrap=True)
         table = Table("stage", "what")
         for name in ("planned", "measured", "planned is off by"):
             table.add_column(name, justify="right")

@@ -35,7 +35,7 @@ from vcot.records import Sample
 from vcot.records.cache import ShardCache
 from vcot.records.example import ALONE, Examples, Row
 from vcot.records.sample import Rejection
-from vcot.records.shards import CONVERT, DISTILL, TOKENIZE, StageKind, StageMarker, read_marker, read_shard
+from vcot.records.shards import CONVERT, DISTILL, TOKENIZE, TRAIN, StageKind, StageMarker, read_marker, read_shard
 from vcot.storage import Store, archive, join
 from vcot.storage.folders import fetch_folder
 from vcot.tokens import Encoder, contract_of, is_processor_file, load_processor, native_frame
@@ -127,10 +127,47 @@ class Typical:
     reply_tokens: int
 
 
-def data_of(settings: Mapping[str, Any], base_uri: str, typical: Typical | None) -> Data:
+@dataclass(frozen=True)
+class FinishedStages:
+    """Stages that a run does not make again.
+
+    Attributes:
+        markers: Stage → its marker.
+        own: Stages that this run finished; the others are of a run that an input URI names.
+        notes: Stages at the URIs of this run that have other settings, so they are not of this run.
+    """
+
+    markers: Mapping[str, StageMarker[Any, Any]]
+    own: frozenset[str]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], fingerprints: Mapping[str, Mapping[str, Any]]) -> FinishedStages:
+        """Read the markers that storage has.
+
+        Args:
+            settings: Stage → its settings.
+            fingerprints: Stage → the settings that its marker must have to be of this run.
+        """
+        store, markers, own, notes = Store(), dict[str, StageMarker[Any, Any]](), set[str](), list[str]()
+        for kind, uri in (places(settings) | {TRAIN: join(settings["train"].run_uri, TRAIN.name)}).items():
+            if (marker := finished(store, uri, kind)) is None:
+                continue
+            if uri == join(settings[kind.name].run_uri, kind.name):
+                there, wanted = marker.settings, fingerprints[kind.name]
+                if names := [name for name, value in wanted.items() if there.get(name) != value]:
+                    notes.append(f"{uri} has other settings ({', '.join(names[:3])}): it is not of this run")
+                    break  # what follows was made of it
+                own.add(kind.name)
+            markers[kind.name] = marker
+        return cls(markers, frozenset(own), tuple(notes))
+
+
+def data_of(settings: Mapping[str, Any], base_uri: str, typical: Typical | None, stages: FinishedStages) -> Data:
     """
     Args:
         settings: stage → its settings. base_uri: folder of the base, for its tokenizer.
+        stages: those that are finished.
 
     Raises:
         InputError: neither can the rows be read nor is it said what they are like.
@@ -138,13 +175,13 @@ def data_of(settings: Mapping[str, Any], base_uri: str, typical: Typical | None)
     store = Store()
     if typical is not None:
         return _assumed(typical)
-    if (found := _tokenized(store, settings)) is not None:
-        return found
+    if TOKENIZE.name in stages.markers:
+        return _tokenized(store, settings, stages)
     try:
         with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
-            some = _samples(store, settings) or _input(store, settings["convert"], Path(scratch))
+            some = _samples(store, settings, stages) or _input(store, settings["convert"], Path(scratch))
             found = _taught(store, settings, some, base_uri, Path(scratch))
-            return replace(found, done=_done(store, settings))
+            return replace(found, done=_done(stages))
     except VcotError as error:
         raise InputError(
             f"{error}\nSo rows cannot be looked at. Say how many there are with --rows, and what they are like with "
@@ -183,22 +220,19 @@ def _assumed(typical: Typical) -> Data:
     )  # fmt: skip
 
 
-def _tokenized(store: Store, settings: Mapping[str, Any]) -> Data | None:
-    uri = places(settings)[TOKENIZE]
-    if (marker := finished(store, uri, TOKENIZE)) is None:
-        return None
+def _tokenized(store: Store, settings: Mapping[str, Any], stages: FinishedStages) -> Data:
+    uri, marker = places(settings)[TOKENIZE], stages.markers[TOKENIZE.name]
     files = [file for shard in marker.shards for file in shard.files]
     with tempfile.TemporaryDirectory(prefix="plan-") as scratch:
         rows = Examples(ShardCache(store, uri, files, Path(scratch), max(_size(marker), 1))).rows
     metadata = [shard.metadata for shard in marker.shards]
-    before = finished(store, places(settings)[CONVERT], CONVERT)
-    counts = (before or marker).row_counts
+    counts = stages.markers.get(CONVERT.name, marker).row_counts
     validation = len({row.sample for row in rows if row.split == "validation"})
     return Data(
         f"counted in {uri}", counts.rows, counts.kept, sum(one.test_rows for one in metadata) or validation,
         tuple(rows), 1.0, spread=0.0,
         learned=sum(one.learned for one in metadata) / max(sum(row.tokens for row in rows), 1),
-        image_bytes=_size(marker) / max(len(rows), 1), done=_done(store, settings),
+        image_bytes=_size(marker) / max(len(rows), 1), done=_done(stages),
     )  # fmt: skip
 
 
@@ -206,10 +240,9 @@ def _size(marker: StageMarker[Any, Any]) -> int:
     return sum(file.size for shard in marker.shards for file in shard.files)
 
 
-def _done(store: Store, settings: Mapping[str, Any]) -> dict[str, int]:
+def _done(stages: FinishedStages) -> dict[str, int]:
     """Stage → bytes of its shards, of those that are finished."""
-    found = {kind.name: finished(store, uri, kind) for kind, uri in places(settings).items()}
-    return {name: _size(marker) for name, marker in found.items() if marker is not None}
+    return {name: _size(marker) for name, marker in stages.markers.items()}
 
 
 @dataclass(frozen=True)
@@ -224,11 +257,11 @@ class _Looked:
     taught: bool
 
 
-def _samples(store: Store, settings: Mapping[str, Any]) -> _Looked | None:
+def _samples(store: Store, settings: Mapping[str, Any], stages: FinishedStages) -> _Looked | None:
     """Of distill, or of convert, where one of them is finished."""
     for kind in (DISTILL, CONVERT):
         uri = places(settings)[kind]
-        if (marker := finished(store, uri, kind)) is None:
+        if (marker := stages.markers.get(kind.name)) is None:
             continue
         kept = marker.row_counts.kept
         shards = [iter(read_shard(store, uri, shard)) for shard in marker.shards]

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import distributed
 
 from vcot import __version__, logging
-from vcot.models.device import device
+from vcot.models.device import device, device_name
 from vcot.models.merge import write_generation_config
 from vcot.records import Folder
 from vcot.records.metadata import Losses, NoMetadata, TrainMetadata
@@ -119,9 +119,11 @@ def spent(result: TrainResult) -> dict[str, Any]:
         "seconds": round(result.seconds, 1),
         "tokens": result.tokens,
         "tokens_per_second": round(result.tokens / result.seconds) if result.seconds else None,
+        "device": device_name(),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
     }
     if device().type == "cuda":
+        found["gpu_memory_mib"] = torch.cuda.get_device_properties(0).total_memory >> 20
         found["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() >> 20
     return found
 
