@@ -168,7 +168,7 @@ def estimate_run(settings: PipelineSettings) -> None:
         env_files = settings_folders(SETTINGS, settings.overlay)
     plans = plans_here(settings, env_files, places)
     for plan in plans:
-        LocalExecutor().check(plan)  # the refusals of the stages themselves
+        LocalExecutor(_place_of(settings)).check(plan)  # the refusals of the stages themselves
     variables = {
         step.stage: step.environment for plan in plans for step in plan.steps
     }  # the last one's, where it has it
@@ -191,6 +191,13 @@ def estimate_run(settings: PipelineSettings) -> None:
         Console().print(f"Before it comes {plans[0].run_id}, by imitation; TRAIN_METHOD=sft says what that takes.")
     if settings.plan_json is not None:
         settings.plan_json.write_text(found.to_json() + "\n")
+
+
+def _place_of(settings: EstimateOptions) -> dict[str, str]:
+    """Return what a pod with the planned GPUs would find in its environment."""
+    gpus = 0 if settings.gpu == "cpu" else settings.gpus
+    visible = ",".join(map(str, range(gpus)))
+    return {"CUDA_VISIBLE_DEVICES": visible, "PET_NPROC_PER_NODE": str(settings.gpus), "PET_NNODES": "1"}
 
 
 def _has_storage(settings: PipelineSettings) -> bool:
