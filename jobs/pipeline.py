@@ -161,7 +161,7 @@ def estimate_run(settings: PipelineSettings) -> None:
 
     plans, as_run = plans_to_estimate(settings)
     for plan in plans:
-        LocalExecutor().check(plan)  # the refusals of the stages themselves
+        LocalExecutor(_planned_environment(settings)).check(plan)  # the refusals of the stages themselves
     stages = settings_by_stage(plans)
     if missing := [stage for stage in STAGES if stage not in stages]:
         raise SettingsError(f"--plan is of a whole run; --only, --until and --from-run leave out {', '.join(missing)}")
@@ -206,6 +206,13 @@ def plans_to_estimate(settings: PipelineSettings) -> tuple[list[Plan], list[Plan
 def settings_by_stage(plans: Sequence[Plan]) -> dict[str, Any]:
     """Return stage → its settings; those of the last plan that has the stage."""
     return {step.stage: _settings_of(step.stage, step.environment) for plan in plans for step in plan.steps}
+
+
+def _planned_environment(settings: EstimateOptions) -> dict[str, str]:
+    """Return what a pod with the planned GPUs would find in its environment."""
+    gpus = 0 if settings.gpu == "cpu" else settings.gpus
+    visible = ",".join(map(str, range(gpus)))
+    return {"CUDA_VISIBLE_DEVICES": visible, "PET_NPROC_PER_NODE": str(settings.gpus), "PET_NNODES": "1"}
 
 
 def _has_storage(settings: PipelineSettings) -> bool:

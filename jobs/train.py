@@ -8,24 +8,26 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import field_validator, model_validator
 
-from vcot.errors import InputError, SettingsError
+from vcot.errors import InputError, SettingsError, VcotError
 from vcot.settings import DEVICE, CommaSeparated, Device, Settings, offers, setting
 from vcot.stage import launch, summary
 from vcot.training.config import METHODS, GFNOptions, GRPOOptions, RolloutOptions, TrainingConfig, disagreements
 from vcot.training.launcher import Rank, World, run_ranks
+from vcot.training.start import StartFacts, check_start
 
 if TYPE_CHECKING:
     from vcot.records import Contract
     from vcot.records.base import Record
     from vcot.records.metadata import NoMetadata, TokenizeMetadata, TrainMetadata
     from vcot.records.shards import Folder, StageMarker
+    from vcot.storage import Store
 
     TrainFolder = Folder[NoMetadata, TrainMetadata]
 
@@ -113,6 +115,27 @@ class TrainSettings(TrainingConfig, Settings):
         if issubclass(options, RolloutOptions):
             yield from disagreements(self, options.from_settings(self))
 
+    @property
+    def source_uri(self) -> str:
+        """Folder of the stage tokenize whose examples are learned."""
+        return self.input_uri or f"{self.run_uri.rstrip('/')}/tokenize"
+
+    def validate_files(self) -> None:
+        """Refuse what the start would refuse, as far as the inputs are there already; other facts come later."""
+        from vcot.records.shards import DONE, TOKENIZE, read_marker
+        from vcot.storage import Store, join
+
+        store, source, about = Store(), None, None
+        with suppress(VcotError):  # storage may be out of reach here
+            if _may_hold(store, join(self.source_uri, DONE)):
+                source, _ = read_marker(store, self.source_uri, TOKENIZE)
+            if self.from_uri is not None and _may_hold(store, contract := join(self.from_uri, "contract.json")):
+                is_adapter = store.stat(join(self.from_uri, "adapter_config.json")) is not None
+                about = store.read(contract)
+        check_settings(self, World.asked_for(self.nproc_per_node), source)
+        if source is not None and self.from_uri is not None and about is not None:
+            _check_origin(self, self.from_uri, about, source.metadata.contract, is_adapter=is_adapter)
+
     @model_validator(mode="after")
     def _they_agree(self) -> Self:
         if self.part not in ("all", "prepare", "look"):
@@ -125,27 +148,51 @@ def run(settings: TrainSettings) -> None:
     # before torch is loaded; no number changes by it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from vcot.records.shards import TOKENIZE, TRAIN, Folder, read_marker
-    from vcot.storage import Store, join
+    from vcot.storage import Store
 
     folder = Folder(Store(), settings.run_uri, TRAIN)
     if (rank := Rank.from_environment()) is not None:
         _as_rank(settings, folder, rank)
         return
-    source_uri = settings.input_uri or join(settings.run_uri, "tokenize")
+    source_uri = settings.source_uri
     source, inputs = read_marker(folder.store, source_uri, TOKENIZE)
     if (done := folder.whole(settings, inputs)) is not None:
         summary(**done.metadata.losses.model_dump())
         return
+    world = World.asked_for(settings.nproc_per_node)
+    check_settings(settings, world, source)
     from vcot.models.device import use_device
 
     # Before the base is fetched. Of several processes each tries its own GPU, and this one holds none.
     if settings.part == "all":
         use_device(settings.device, compute=False)
-    world = World.asked_for(settings.nproc_per_node)
     if settings.part == "all" and world.size == 1:
         use_device(settings.device)
     with tempfile.TemporaryDirectory(prefix="train-", ignore_cleanup_errors=True) as scratch:
         _train(settings, folder, source_uri, source, inputs, Path(scratch), world)
+
+
+def check_settings(settings: TrainSettings, world: World, source: StageMarker[Record, TokenizeMetadata] | None) -> None:
+    """Check the settings against the ranks and, where they are made, the examples; `--check` and the start call it.
+
+    Raises:
+        SettingsError: a line for each rule that is broken.
+    """
+    facts = StartFacts(
+        ranks=world.size,
+        on_gpu=settings.device != "cpu" and world.gpus > 0,
+        roles=None if source is None else source.metadata.contract.roles,
+    )
+    check_start(settings, METHODS[settings.method].options.from_settings(settings), facts)
+    if source is not None:
+        _demand_room(settings, [file.size for marker in source.shards for file in marker.files])
+
+
+def _may_hold(store: Store, uri: str) -> bool:
+    """Return whether an object is there, as far as --check can ask: without keys in the environment S3 is not asked, as
+    looking for others takes seconds."""
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI")
+    return ("://" not in uri or any(name in os.environ for name in keys)) and store.stat(uri) is not None
 
 
 @dataclass(frozen=True)
@@ -174,7 +221,6 @@ def _train(
     from vcot.storage.folders import fetch_with_digest
 
     files = [file for marker in source.shards for file in marker.files]
-    _demand_room(settings, [file.size for file in files])
     base, digest = fetch_with_digest(folder.store, settings.base_uri, scratch / "base")
     inputs |= {settings.base_uri: digest}
     base_uri, adapter = settings.base_uri, None
@@ -225,9 +271,29 @@ def _is_adapter(settings: TrainSettings, from_uri: str, tuned: Path, base_sha256
         SettingsError: it is an adapter on another base, or cannot be tuned so.
     """
     try:
-        about = json.loads((tuned / "contract.json").read_text())
-        its_base, its_contract = about["base"], about["contract"]
-    except (OSError, ValueError, KeyError):
+        about = (tuned / "contract.json").read_bytes()
+    except OSError:
+        about = b""
+    is_adapter = (tuned / "adapter_config.json").is_file()
+    _check_origin(settings, from_uri, about, contract, is_adapter=is_adapter, base_sha256=base_sha256)
+    return is_adapter
+
+
+def _check_origin(
+    settings: TrainSettings, from_uri: str, about: bytes, contract: Contract, *, is_adapter: bool,
+    base_sha256: str | None = None,
+) -> None:  # fmt: skip
+    """Check the model to go on from against the examples and the settings; `--check` and the start call it.
+
+    Args:
+        about: its contract.json. base_sha256: of the base where that is known.
+
+    Raises: as `_is_adapter`.
+    """
+    try:
+        described = json.loads(about)
+        its_base, its_contract = described["base"], described["contract"]
+    except (ValueError, KeyError, TypeError):
         raise InputError(
             f"--from-uri={from_uri}: no model that train made; it has no contract.json with a base. A model "
             "that was not tuned here is --base-uri"
@@ -242,18 +308,17 @@ def _is_adapter(settings: TrainSettings, from_uri: str, tuned: Path, base_sha256
             f"--from-uri={from_uri} was tuned with --roles={','.join(its_roles) or '(none)'}, the examples are made "
             f"with --roles={','.join(contract.roles) or '(none)'}; tokenize them with the model's"
         )
-    if not (tuned / "adapter_config.json").is_file():
-        return False
-    if its_base["sha256"] != base_sha256:
-        raise SettingsError(
-            f"--from-uri={from_uri} is an adapter on {its_base['uri']}, and --base-uri={settings.base_uri} "
-            "is another model; give the one that it was tuned from"
-        )
+    if not is_adapter:
+        return
     if settings.tune == "full":
         raise SettingsError(
             f"--tune full: --from-uri={from_uri} is an adapter; go on as it was made, with --tune lora or qlora"
         )
-    return True
+    if base_sha256 is not None and its_base["sha256"] != base_sha256:
+        raise SettingsError(
+            f"--from-uri={from_uri} is an adapter on {its_base['uri']}, and --base-uri={settings.base_uri} "
+            "is another model; give the one that it was tuned from"
+        )
 
 
 def _demand_room(settings: TrainSettings, sizes: list[int]) -> None:

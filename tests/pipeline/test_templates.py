@@ -163,7 +163,8 @@ def test_settings_of_all_stages_are_validated_first_with_a_line_for_each_fault()
     message, _ = cluster.said(SettingsError, validate=validate)
     assert message.splitlines() == ["distill: one", "distill: two", "train: one", "train: two"]
     assert cluster.created == NOTHING
-    assert seen["train"] == {"VCOT_TRAIN_NUM_TRAIN_EPOCHS": "-1", "VCOT_RUN_URI": "s3://b/runs/r1", "HOME": "/scratch"}
+    ours = {"VCOT_TRAIN_NUM_TRAIN_EPOCHS": "-1", "VCOT_RUN_URI": "s3://b/runs/r1", "HOME": "/scratch"}
+    assert seen["train"] == ours | {"CUDA_VISIBLE_DEVICES": ""}  # its container has no limit of GPUs
     assert seen["convert"]["VCOT_PART"] == "prepare"
 
 

@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import warnings
-from collections.abc import Mapping
 from contextlib import suppress
 from ctypes import CDLL, byref, c_int
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Literal
 import torch
 
 from vcot.errors import SettingsError
+from vcot.models.gpus import visible_gpus
 from vcot.settings import OLDEST_DRIVER, Device
 
 DtypeName = Literal["auto", "bfloat16", "float32"]
@@ -58,14 +58,6 @@ def use_device(choice: Device, *, compute: bool = True) -> None:
             torch.ones(1, device="cuda").add_(1).item()
         except RuntimeError as error:
             raise SettingsError(_unusable(choice, str(error))) from None
-
-
-def visible_gpus(environment: Mapping[str, str]) -> list[str]:
-    """Names of this pod's GPUs for CUDA_VISIBLE_DEVICES, without asking a library."""
-    if (named := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in named.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
-    found = [path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")]
-    return [str(number) for number in range(len([name for name in found if name.isdecimal()]))]
 
 
 def compute_dtype(name: DtypeName) -> torch.dtype:

@@ -104,7 +104,9 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
 class LocalExecutor:
     """Each step is ``python -m jobs.<stage>`` with the step's variables."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Mapping[str, str] | None = None) -> None:
+        """place: variables that describe the computer that settings are checked for; default: this one."""
+        self._place = dict(place or {})
         self._checked: Plan | None = None
         self._running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
 
@@ -112,7 +114,8 @@ class LocalExecutor:
         if plan is self._checked:
             return
         with ThreadPoolExecutor() as pool:
-            faults = [*chain.from_iterable(pool.map(lambda step: validate(step.stage, step.environment), plan.steps))]
+            checks = pool.map(lambda step: validate(step.stage, step.environment | self._place), plan.steps)
+            faults = [*chain.from_iterable(checks)]
         if faults:
             raise SettingsError("\n".join(faults))
         self._checked = plan

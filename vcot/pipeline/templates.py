@@ -296,7 +296,19 @@ def variables_of(get: Get, namespace: str, stage: str, job: Manifest) -> tuple[d
             found[variable["name"]] = value
         elif "value" in variable:
             found[variable["name"]] = variable["value"]
-    return found, missing
+        elif "job-completion-index" in str(variable.get("valueFrom")):
+            found[variable["name"]] = "0"
+    # The check runs in a pod without these GPUs; as many as the stage's pod has decide how many ranks it starts.
+    return found | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(_gpus_of(main))))}, missing
+
+
+def _gpus_of(container: Manifest) -> int:
+    """Return how many GPUs a container gets: by its limits, such as nvidia.com/gpu or nvidia.com/mig-1g.10gb, or one
+    for each resource claim."""
+    resources = container.get("resources") or {}
+    limits = resources.get("limits") or {}
+    by_name = sum(int(count) for name, count in limits.items() if "/gpu" in name or "/mig-" in name)
+    return by_name or len(resources.get("claims") or [])
 
 
 def must_be_as_applied(cluster: ClusterClient, pipeline: str, templates: Mapping[str, Manifest]) -> None:

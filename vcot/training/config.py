@@ -59,8 +59,9 @@ class TrainingConfig(BaseModel):
         0.03, "warm-up from 0 to the learning rate: below 1 a share of all steps, from 1 on a number of steps", ge=0
     )
     optim: Literal["adamw_8bit", "paged_adamw_8bit", "adamw_torch_fused"] = setting(
-        "adamw_8bit", "AdamW with its state in 8 bits, the same in pages that can leave the GPU, or in float32"
-    )
+        "adamw_8bit", "AdamW with its state in 8 bits, the same in pages that can leave the GPU, or in float32. With "
+        "--tune full the default is adamw_torch_fused: only that one updates weights that are divided among GPUs"
+    )  # fmt: skip
     weight_decay: float = setting(0.01, "decoupled weight decay", ge=0)
     max_grad_norm: float = setting(0.3, "longest gradient (norm over all that is trained); 0: no limit", ge=0)
     neftune_noise_alpha: float = setting(
@@ -106,6 +107,12 @@ class TrainingConfig(BaseModel):
         "auto: on a GPU that cannot hold them"
     )  # fmt: skip
     seed: int = setting(42, "first values of adapters, order of examples, dropout, noise", ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _optimizer_of_full_weights(cls, given: Any) -> Any:
+        is_full = isinstance(given, dict) and given.get("tune") == "full"
+        return {"optim": "adamw_torch_fused"} | given if is_full else given
 
     @model_validator(mode="after")
     def _knobs_agree(self) -> Self:

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from vcot.errors import InputError, SettingsError
+from vcot.errors import InputError
 from vcot.grounding import parse
 from vcot.models.branches import Branch, Scored, as_it_was, narrow, score_branches
 from vcot.models.decoding import Decoding
@@ -46,6 +46,7 @@ from vcot.training.questions import Curriculum, Questions
 from vcot.training.replay import Replay, Trajectory
 from vcot.training.rounds import Rounds, drawn_here
 from vcot.training.setup import TrainResult, training_arguments
+from vcot.training.start import StartFacts, check_start
 from vcot.training.subtb import balance_across, balance_loss, falling, interpolated, residuals, stops
 
 Keep = Callable[[int, Sequence[tuple[int, Rollout]], Sequence[Mapping[str, Any]]], None]
@@ -441,27 +442,14 @@ def learn_to_sample(
         SettingsError: settings that do not go together with this model, or it has no rationales of its own. GateFailed:
             a guard stopped it. Interrupted: a stop was asked for.
     """
-    if not encoder.between:
-        raise SettingsError(
-            "--method gfn: in these examples a rationale has no end of its own; make them with tokenize --roles "
-            "rationale, and begin with a model that was tuned on such"
-        )
-    longest = questions.longest + options.max_completion_length + 1
-    if longest > config.batch_tokens:
-        raise SettingsError(
-            f"--batch-tokens={config.batch_tokens} has no room for the longest example and --max-completion-length "
-            f"together, {longest} tokens; give {longest} or more"
-        )
+    facts = StartFacts(ranks=context.ranks, roles=encoder.contract.roles, longest=questions.longest)
+    check_start(config, options, facts)
     rounds = Rounds.begin(
         config, options, base=base, base_uri=base_uri, adapter=adapter, questions=questions, checkpoints=checkpoints,
         context=context, reference=True,
     )  # fmt: skip
     context_length = rounds.model.config.get_text_config().max_position_embeddings
-    if longest > context_length:
-        raise SettingsError(
-            f"--max-completion-length={options.max_completion_length} with the longest question makes {longest} "
-            f"tokens, and this base reads {context_length}; give less"
-        )
+    check_start(config, options, replace(facts, context_length=context_length))
     arguments = training_arguments(
         config, context, steps=rounds.steps, accumulation=1, evaluating=False, checkpointing=False,
         ddp_find_unused_parameters=needs_vision(rounds.model),

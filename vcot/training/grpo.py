@@ -36,7 +36,7 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from vcot import logging
-from vcot.errors import InputError, SettingsError
+from vcot.errors import InputError
 from vcot.grounding import parse, split_answer
 from vcot.models.decoding import Decoding
 from vcot.models.generation import Generated, put_there
@@ -58,6 +58,7 @@ from vcot.training.questions import Curriculum, Questions
 from vcot.training.rounds import Rounds, drawn_here
 from vcot.training.served import VllmServer, is_loopback
 from vcot.training.setup import TrainResult, training_arguments
+from vcot.training.start import StartFacts, check_start
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # a warning at each start, of `rollout_func`
 
@@ -398,11 +399,8 @@ def learn_from_rewards(
         SettingsError: settings that do not go together with this model. InputError: a reward that cannot be trusted,
             or nothing in the replies to learn from. GateFailed: a guard stopped it. Interrupted: a stop was asked for.
     """
-    if options.rollouts == "vllm" and encoder.between:
-        raise SettingsError(
-            "--rollouts=vllm: in the examples the rationale is a turn of its own (tokenize --roles rationale), and the "
-            "server would end each reply with the rationale, before the answer; give --rollouts transformers"
-        )
+    facts = StartFacts(ranks=context.ranks, roles=encoder.contract.roles, longest=questions.longest)
+    check_start(config, options, facts)
     rewards, ranks = weighed(options.rewards), context.ranks
     rounds = Rounds.begin(
         config, options, base=base, base_uri=base_uri, adapter=adapter, questions=questions, checkpoints=checkpoints,
@@ -450,12 +448,7 @@ def upper_clip(options: GRPOOptions) -> float:
 
 def rows_at_once(rows: int, batch_tokens: int, longest: int) -> int:
     """Of a rank's replies of a step, how many go through the model together: the most that --batch-tokens has room for,
-    in equal parts. longest: tokens. Raises SettingsError: not one fits."""
-    if longest > batch_tokens:
-        raise SettingsError(
-            f"--batch-tokens={batch_tokens} has no room for the longest example and --max-completion-length together, "
-            f"{longest} tokens; give {longest} or more"
-        )
+    in equal parts. longest: tokens, at most --batch-tokens."""
     return max(
         size for size in range(1, rows + 1) if rows % size == 0 and (size == 1 or size * longest <= batch_tokens)
     )

@@ -24,6 +24,7 @@ from typing import Any
 
 from vcot import logging
 from vcot.errors import SettingsError, UsageError, VcotError
+from vcot.models.gpus import visible_gpus
 from vcot.stage import die_with_parent, stop, summary
 
 FOLDER, LAUNCHER = "RANKS_FOLDER", "RANKS_LAUNCHER"
@@ -94,8 +95,6 @@ class World:
         Raises:
             SettingsError: a PET_* variable that makes no sense, or more ranks than GPUs.
         """
-        from vcot.models.device import visible_gpus
-
         environment = os.environ if environment is None else environment
         gpus = len(visible_gpus(environment))
         per_node = _per_node(environment, gpus) if nproc is None else nproc
@@ -189,8 +188,6 @@ def _last_word_path(folder: Path, number: int) -> Path:
 
 def _prepare_environment(world: World, folder: Path) -> None:
     """What ranks inherit. torch sets RANK and its like itself, whatever another launcher has left here."""
-    from vcot.models.device import visible_gpus
-
     os.environ |= {FOLDER: str(folder), LAUNCHER: str(os.getpid())}
     # All cores for each would be too many threads for all of them.
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // world.per_node, 1)))

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from vcot import logging
-from vcot.errors import SettingsError
 from vcot.models.device import device
 from vcot.models.shapes import Shapes
 from vcot.training.config import TrainingConfig
 from vcot.training.estimate import DtypeName, checkpoints, divides
+from vcot.training.start import StartFacts, check_start
 
 
 def gpu_bytes() -> int | None:
@@ -23,23 +23,14 @@ def gpu_bytes() -> int | None:
 
 
 def divided(config: TrainingConfig, base: Path, ranks: int) -> bool:
-    """Whether each rank holds only a part of every weight (FSDP2).
+    """Return whether each rank holds only a part of every weight (FSDP2).
 
-    Raises SettingsError: --parallel fsdp with one rank; an optimiser in 8 bits, which takes no parts of weights.
+    Raises SettingsError: settings that do not go with so many ranks.
     """
-    if ranks == 1 and config.parallel == "fsdp":
-        raise SettingsError(
-            "--parallel fsdp divides a model among several ranks, and there is one; leave it out, or start more "
-            "(--nproc-per-node, PET_NNODES)"
-        )
+    check_start(config, None, StartFacts(ranks=ranks, on_gpu=device().type == "cuda"))
     parts = divides(Shapes.read(base), config, ranks=ranks, memory=gpu_bytes())
     if ranks > 1 and config.parallel == "auto":
         logging.get().info("parallel", by="fsdp" if parts else "ddp")
-    if parts and config.tune == "full" and config.optim != "adamw_torch_fused":
-        raise SettingsError(
-            f"--optim={config.optim} cannot learn weights that are divided among ranks (--parallel {config.parallel}, "
-            "--tune full); choose --optim adamw_torch_fused"
-        )
     return parts
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from transformers import TrainerState, TrainingArguments
 
-from vcot.errors import SettingsError
 from vcot.models.decoding import Decoding
 from vcot.models.generation import Generated, generate
 from vcot.stage import Bar, stop
@@ -55,14 +54,7 @@ class Rounds:
         Args:
             base: folder of the model without adapters. adapter: folder of one to go on with; None: new ones, or all
                 weights. updates: steps from the same replies. reference: keep the adapter as it was, too.
-
-        Raises SettingsError: settings that do not go together.
         """
-        if options.questions_per_step % context.ranks:
-            raise SettingsError(
-                f"--questions-per-step={options.questions_per_step} cannot be divided among {context.ranks} GPUs; give "
-                "a multiple"
-            )
         rounds = math.ceil(config.num_train_epochs * len(questions) / options.questions_per_step)
         found = newest(checkpoints, context)
         state = TrainerState() if found is None else TrainerState.load_from_json(str(found[0] / PROGRESS))
