@@ -30,8 +30,8 @@ from pydantic import ValidationError
 from vcot import logging
 from vcot.distill.budget import KeptReplies
 from vcot.distill.costs import NOTHING, PICO, SENT, Costs, Usage, Worst, dollars, total
-from vcot.distill.endpoint import ERROR, Endpoint, as_dict, body_of, completion_of, refused, refuses_content
-from vcot.distill.request import Client, Request, RowFailed
+from vcot.distill.endpoint import Endpoint, as_dict, body_of, completion_of, refused, refuses_content
+from vcot.distill.request import ERROR, Client, Request, RowFailed
 from vcot.distill.runner import ModelTeacher
 from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.records import Completion, Sample
