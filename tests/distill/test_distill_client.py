@@ -535,6 +535,18 @@ def test_error_within_a_reply_is_tried_again(asks: Any, tmp_path: Path, trouble:
     assert len(list(tmp_path.rglob("??/*.json"))) == 1
 
 
+def test_stored_error_is_replaced_by_a_reply(asks: Any, tmp_path: Path) -> None:
+    """Earlier versions stored an error of the endpoint as an empty reply."""
+    path = tmp_path / question().key()[:2] / f"{question().key()}.json"
+    path.parent.mkdir()
+    path.write_bytes(Completion(text="", model="m", finish_reason="error", tokens_in=900, tokens_out=1).line())
+    with scripted_teacher(in_turn(Say("yes"))) as teacher:
+        for _ in range(2):
+            (reply,), _, _ = asks([question()], teacher.address)
+            assert reply.text == "yes"
+        assert len(teacher.asked) == 1
+
+
 def test_reasoning_parts_stay_outside_the_text() -> None:
     parts = [
         {"type": "reasoning", "text": "The user wants"},

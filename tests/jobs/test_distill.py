@@ -400,7 +400,8 @@ def test_every_command_of_the_page_does_what_it_says_in_its_order(
             _, rows = distilled(given.run_uri)
             assert all(one.reasoning and one.reasoning[0].boxes for one in rows)
     free, first, again, more, once_more, batched, levels, other, prompt = asked.values()
-    assert not free | again | more | once_more | batched | prompt  # nothing that is kept is asked again
+    assert not free | again | more | once_more | prompt  # nothing that is kept is asked again
+    assert batched == {"reason"}  # one, which shows how replies are counted: a budget is given
     assert first
     assert there.lines
     assert "caption" in levels

@@ -223,6 +223,36 @@ def test_batch_follows_redirects_within_the_host(tmp_path: Path) -> None:
         assert (len(there.batches), len(there.lines)) == (1, 4)
 
 
+@pytest.mark.parametrize("azure", [False, True])
+def test_replies_of_a_batch_on_another_host_come_without_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, azure: bool
+) -> None:
+    where, received = converted(tmp_path, 4), list[dict[str, str]]()
+    with scripted_teacher() as teacher, scripted_teacher(host="localhost") as other:
+        there = Batches(teacher)
+
+        def stored(method: str, path: str, headers: dict[str, str], data: bytes) -> Answer:
+            received.append(headers)
+            return there.answer(method, path, headers, data)
+
+        def redirecting(method: str, path: str, *more: Any) -> Answer:
+            path = path.replace("/openai", "/v1")
+            if path.split("?")[0].endswith("/content"):
+                return Answer(302, b"", {"Location": other.address + path.removeprefix("/v1")})
+            return there.answer(method, path, *more)
+
+        teacher.elsewhere, other.elsewhere = redirecting, stored
+        if azure:
+            monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", teacher.address.removesuffix("/v1"))
+            monkeypatch.setenv("AZURE_OPENAI_API_KEY", "azure-key")
+            monkeypatch.setenv("OPENAI_API_VERSION", "2025-04-01-preview")
+            teacher.address = ""
+        distill(where, teacher, batch=True)
+        assert len(there.lines) == 4
+    assert received
+    assert not [name for headers in received for name in headers if name.lower() in ("authorization", "api-key")]
+
+
 def test_error_within_a_batch_reply_is_asked_singly(tmp_path: Path) -> None:
     where = converted(tmp_path, 4)
     broken = json.loads(Say("", finish="error").body or b"")

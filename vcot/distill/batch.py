@@ -30,8 +30,8 @@ from pydantic import ValidationError
 from vcot import logging
 from vcot.distill.budget import KeptReplies
 from vcot.distill.costs import NOTHING, PICO, SENT, Costs, Usage, Worst, dollars, total
-from vcot.distill.endpoint import ERROR, Endpoint, as_dict, body_of, completion_of, refused, refuses_content
-from vcot.distill.request import Client, Request, RowFailed
+from vcot.distill.endpoint import Endpoint, as_dict, body_of, completion_of, refused, refuses_content
+from vcot.distill.request import ERROR, Client, Request, RowFailed
 from vcot.distill.runner import ModelTeacher
 from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.records import Completion, Sample
@@ -241,8 +241,15 @@ class BatchEndpoint:
             if response.has_redirect_location and response.request.method != "GET":
                 endpoint.redirected_to(response, (307, 308))
 
+        async def keep_key(request: httpx2.Request) -> None:
+            """Leave the key out where a file of replies is stored on another host."""
+            if request.url.host != own_host:
+                for name in ("authorization", "api-key"):
+                    request.headers.pop(name, None)
+
+        own_host = endpoint.client.base_url.host
         # httpx says beforehand how long a file is, and aiohttp does not.
-        http = openai.DefaultAsyncHttpxClient(event_hooks={"response": [check_redirect]})
+        http = openai.DefaultAsyncHttpxClient(event_hooks={"request": [keep_key], "response": [check_redirect]})
         self._client = endpoint.client.with_options(max_retries=5, timeout=600, http_client=http)
 
     async def upload(self, path: Path) -> str:

@@ -28,7 +28,7 @@ from aiolimiter import AsyncLimiter
 from pydantic_core import to_json
 
 from vcot.distill.crops import ImagePacker
-from vcot.distill.request import Part, Request
+from vcot.distill.request import ERROR, Part, Request
 from vcot.errors import SettingsError, TemporaryError, VcotError
 from vcot.records import Completion
 from vcot.redaction import learn, redacted
@@ -44,7 +44,6 @@ GROWTH = 4  # more requests at once, after as many answers as there are requests
 
 # Codes of a refused request (400, 422) that speak of what this row says or shows.
 _CONTENT_CODES = ("content_filter", "content_policy_violation", "image_content_policy_violation")
-ERROR = "error"  # finish reason of a Completion that reports an error, and in its text which one
 _DECODED = ("", "identity", "gzip", "deflate")  # content encodings that the client asks for
 # A gateway gave up; what stands behind it may have answered, and be paid for it.
 _PERHAPS_ANSWERED = (408, 502, 504, 524)
@@ -273,11 +272,12 @@ class Endpoint:
         """What /models lists; None: it lists nothing that can be read. Raises Unanswered, and SettingsError."""
         try:
             async with asyncio.timeout(CONNECT):
-                # It holds no prompt, and the key is left out on another host.
-                answer = await self.client.get("/models", cast_to=httpx2.Response, options={"follow_redirects": True})
+                answer = await self.client.get("/models", cast_to=httpx2.Response)
             listed = as_dict(json.loads(answer.content)).get("data")
         except _FAILURES as error:
             if isinstance(error, openai.APIStatusError):
+                if 300 <= error.status_code < 400:  # the key goes nowhere else
+                    return None
                 raise self._explain(error, "") from error
             failure = await self._failure(error, {}, "", [])
             assert failure is not None
@@ -315,7 +315,8 @@ class Endpoint:
                 what = f"{self.address}: the account of this key has no money left ({said})"
                 return Unanswered(SettingsError(what), whole=True)
             case 413:
-                what = f"{self.address} refuses a request as too large ({said}): lower --image-side, or raise its limit"
+                smaller = "send smaller images" if self._given else "lower --image-side"
+                what = f"{self.address} refuses a request as too large ({said}): {smaller}, or raise its limit"
                 return Unanswered(SettingsError(what))
             case 408 | 409 | 425 | 429:
                 self.rate.refused(headers)

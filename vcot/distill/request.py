@@ -28,6 +28,7 @@ from vcot.records import Completion, Image
 from vcot.storage import NotFound, Store, join
 
 QUALITY = 90  # of the JPEG that is sent
+ERROR = "error"  # finish reason of a Completion that reports an error of the endpoint, and is no reply
 
 _PROMPT_FILE = re.compile(r"(?P<name>[a-z-]+)\.v(?P<version>[0-9]+)\.md")
 
@@ -213,10 +214,14 @@ class ReplyCache:
         self.store, self.uri = store, uri
 
     def get(self, key: str) -> Completion | None:
-        """Raises InputError where something else stands in the reply's place."""
+        """The stored reply; None where there is none, or an error that an earlier version stored as one.
+
+        Raises InputError where something else stands in the reply's place.
+        """
         uri = self._uri(key)
         try:
-            return Completion.model_validate_json(self.store.read(uri))
+            completion = Completion.model_validate_json(self.store.read(uri))
+            return None if completion.finish_reason == ERROR else completion
         except NotFound:
             return None
         except ValidationError as error:
@@ -227,7 +232,10 @@ class ReplyCache:
         """The reply that counts from now on: this one, or the one that another process stored before."""
         if self.store.write_once(self._uri(key), completion.line()):
             return completion
-        return self.get(key) or completion
+        if (stored := self.get(key)) is not None:
+            return stored
+        self.store.write(self._uri(key), completion.line())
+        return completion
 
     def _uri(self, key: str) -> str:
         return join(self.uri, key[:2], f"{key}.json")
