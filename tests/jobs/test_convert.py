@@ -11,7 +11,7 @@ import pytest
 
 from jobs.convert import DATASETS, ConvertSettings
 from tests.fakes.convert import convert, flags, in_parts, made, rejections, samples, viscot_rows
-from tests.fakes.rows import AOKVQA, AOKVQA_DIRECT, Given
+from tests.fakes.rows import AOKVQA, AOKVQA_DIRECT, Given, messages
 from vcot.errors import InputError, SettingsError, VcotError
 from vcot.settings import owners_of
 from vcot.storage import Store
@@ -152,3 +152,26 @@ def test_the_help_has_a_part_for_each_source_and_every_setting_once(
     for source in DATASETS:  # the example of each is in order
         (line,) = re.findall(r"python -m jobs\.convert (.*)", sections[f"--source {source}"])
         assert ConvertSettings.load(line.split())[0].source == source
+
+
+SIGNED = "https://bucket.s3.amazonaws.com/a.jpg?X-Amz-Credential=AKIDEXAMPLE&X-Amz-Signature=0f3c5e9a77"
+NAMED = "https://reader:pa55/w0rd+hunter2@images.example/a.jpg"
+
+
+@pytest.mark.parametrize(
+    "image",
+    [SIGNED, NAMED, "s3://reader:pa55/w0rd+hunter2@bucket/a.jpg", {"url": NAMED}, {"uri": SIGNED, "path": NAMED},
+     {"uri": "a.png", "sha256": SIGNED}, "a.jpg?X-Amz-Signature=0f3c5e9a77", [f"https://reader:hunter2{'x' * 300}@images.example"]],
+)  # fmt: skip
+def test_credentials_in_image_names_leave_no_trace(given: Given, tmp_path: Path, image: Any) -> None:
+    given.image("a.png")
+    rows = [{"image": image, "question": "?", "answers": ["2"]}, {"image": "a.png", "question": "?", "answers": ["2"]}]
+    chats = [messages("2", image=image) | {"metadata": {"source": SIGNED}}] if isinstance(image, str) else []
+    convert(
+        tmp_path / "run", source="samples", frame="pixels", input_uri=given.rows([*rows, *chats]),
+        images_uri=given.images, max_rejected_share=1, num_shards=1,
+    )  # fmt: skip
+    assert len(rejections(tmp_path / "run")) == 1 + len(chats)
+    written = b"".join(path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
+    for secret in (b"hunter2", b"0f3c5e9a77", b"AKIDEXAMPLE"):
+        assert secret not in written

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationInfo, model_validator
 
 from vcot.grounding import Box, Frame, FrameSpec, Mention, Trace
-from vcot.records.base import MentionField, Record, TraceField
+from vcot.records.base import MentionField, PublicText, Record, TraceField
 from vcot.storage import Store, images
 from vcot.storage.images import DecodedImage
 
@@ -291,9 +291,9 @@ class Rejection(Record):
     id: str
     stage: str
     reason: Reason
-    detail: str = Field("", description="the thing as it was written, and what would be right")
+    detail: PublicText = Field("", description="the thing as it was written, and what would be right")
     part: str = Field("", description="what of the row was refused, where the rest of it was kept; empty: all of it")
-    said: tuple[str, ...] = Field((), description="what a teacher said about the row, in the order in which it did")
+    said: tuple[PublicText, ...] = Field((), description="what a teacher said about the row, in the order in which it did")
     negative: Sample | None = Field(
         None, description="the row with the teacher's reasoning and its wrong answer, where those are asked for"
     )
