@@ -179,7 +179,7 @@ def run(settings: ConvertSettings) -> None:
         contexts: Sequence[ConversionContext] = ()
         whole = folder.marker() is not None
         if not whole:
-            folder.begin(settings, inputs)
+            folder.check_settings(settings, inputs)
             if settings.part != "finish":
                 contexts = contexts_of(settings, parts, files, benchmarks, folder, Path(scratch), index)
             listed = (entry for context in contexts for entry in context.images.listed())
@@ -189,7 +189,10 @@ def run(settings: ConvertSettings) -> None:
             plain = [replace(context, images=context.images.in_place()) for context in contexts]
             look = settings.part in ("all", "prepare")
             with index.not_lost(folder):
-                known = informed(plain, folder, look=look, workers=workers, readers=settings.readers)
+                known = informed(
+                    plain, folder, look=look, workers=workers, readers=settings.readers,
+                    begin=partial(folder.begin, settings, inputs),
+                )  # fmt: skip
             contexts = [replace(k, images=context.images) for k, context in zip(known, contexts, strict=True)]
             if settings.part == "all":
                 index.end(folder, "prepare", None)

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.convert import DATASETS, ConvertSettings
 from tests.fakes.convert import convert, flags, in_parts, made, rejections, samples, viscot_rows
-from tests.fakes.rows import AOKVQA, AOKVQA_DIRECT, Given, messages
+from tests.fakes.rows import AOKVQA, AOKVQA_DIRECT, ONE_AND_TWO, Given, instances, messages
 from vcot.errors import InputError, SettingsError, VcotError
 from vcot.settings import owners_of
 from vcot.storage import Store
@@ -175,3 +175,25 @@ def test_credentials_in_image_names_leave_no_trace(given: Given, tmp_path: Path,
     written = b"".join(path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
     for secret in (b"hunter2", b"0f3c5e9a77", b"AKIDEXAMPLE"):
         assert secret not in written
+
+
+@pytest.mark.parametrize("fault", ["no images", "no rows", "another form", "no frame", "no category"])
+def test_convert_that_failed_at_once_freezes_no_settings(given: Given, tmp_path: Path, fault: str) -> None:
+    given.image("a.png")
+    good = {"source": "samples", "input_uri": given.rows([messages("2")]), "images_uri": given.images}
+    good["frame"] = "pixels"
+    (given.folder / "empty").mkdir()
+    coco = {"source": "coco", "input_uri": instances(given, ONE_AND_TWO), "images_uri": given.images}
+    bad: dict[str, Any] = {
+        "no images": good | {"images_uri": given.folder / "empty"},
+        "no rows": good | {"input_uri": given.rows([], "empty.jsonl")},
+        "another form": good | {"source": "coco"},
+        "no frame": {name: value for name, value in good.items() if name != "frame"},
+        "no category": coco | {"categories": "WBX"},
+    }[fault]
+    bad.pop("frame", None) if bad["source"] == "coco" else None
+    with pytest.raises(VcotError):
+        convert(tmp_path / "run", **bad)
+    assert convert(tmp_path / "run", **(coco if fault == "no category" else good))["row_counts"]["kept"]
+    with pytest.raises(SettingsError, match="seed was 0 and is now 1"):  # from here on they are
+        convert(tmp_path / "run", **(coco if fault == "no category" else good), seed=1)
