@@ -150,6 +150,7 @@ class ConvertSettings(ConversionOptions, QualityOptions, Settings):
         return super().chosen(setting_name) if self.mix is None else ()
 
     def validate_files(self) -> None:
+        super().validate_files()
         if self.mix is not None:
             entries(self, Store())
 
