@@ -161,7 +161,8 @@ NAMED = "https://reader:pa55/w0rd+hunter2@images.example/a.jpg"
 @pytest.mark.parametrize(
     "image",
     [SIGNED, NAMED, "s3://reader:pa55/w0rd+hunter2@bucket/a.jpg", {"url": NAMED}, {"uri": SIGNED, "path": NAMED},
-     {"uri": "a.png", "sha256": SIGNED}, "a.jpg?X-Amz-Signature=0f3c5e9a77", [f"https://reader:hunter2{'x' * 300}@images.example"]],
+     {"uri": "a.png", "sha256": SIGNED}, "a.jpg?X-Amz-Signature=0f3c5e9a77",
+     [f"https://reader:hunter2{'x' * 300}@images.example"]],
 )  # fmt: skip
 def test_credentials_in_image_names_leave_no_trace(given: Given, tmp_path: Path, image: Any) -> None:
     given.image("a.png")

@@ -218,7 +218,7 @@ def test_twelve_bits_in_sixteen_are_refused_not_black(channels: int) -> None:
         values[..., -1] = 0xFFFF
     data = png_of_16_bits(values)
     for read in (decode, lambda data, name: images.small(data, name, 8)):
-        with pytest.raises(ImageError, match="x: .*12 bits or fewer of 16.*scale them to 8 or 16 bits") as refused:
+        with pytest.raises(ImageError, match=r"x: .*12 bits or fewer of 16.*scale them to 8 or 16 bits") as refused:
             read(data, "x")
         assert refused.value.reason == "unsupported-format"
     values[0, 0, 0] = 4096

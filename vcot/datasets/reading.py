@@ -57,7 +57,8 @@ def one(row: Row, context: ConversionContext) -> Sample | Rejection:
 
 
 def _rejection(row: Row, reason: Reason, detail: str) -> Rejection:
-    readable = redact_credentials(detail)[:500].encode(errors="replace").decode()  # half a surrogate pair is no text, but may be in JSON
+    # Half a surrogate pair is no text, but may be in JSON.
+    readable = redact_credentials(detail)[:500].encode(errors="replace").decode()
     return Rejection(id=row.id, stage="convert", reason=reason, detail=readable)
 
 

@@ -293,7 +293,9 @@ class Rejection(Record):
     reason: Reason
     detail: PublicText = Field("", description="the thing as it was written, and what would be right")
     part: str = Field("", description="what of the row was refused, where the rest of it was kept; empty: all of it")
-    said: tuple[PublicText, ...] = Field((), description="what a teacher said about the row, in the order in which it did")
+    said: tuple[PublicText, ...] = Field(
+        (), description="what a teacher said about the row, in the order in which it did"
+    )
     negative: Sample | None = Field(
         None, description="the row with the teacher's reasoning and its wrong answer, where those are asked for"
     )
