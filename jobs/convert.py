@@ -17,7 +17,7 @@ from vcot.datasets.base import ConversionOptions
 from vcot.datasets.examples import ShardReport
 from vcot.datasets.image_index import ImageIndex
 from vcot.datasets.images import DatasetImages, archive_at
-from vcot.datasets.inputs import Input, find
+from vcot.datasets.inputs import Input, find, folders_beside
 from vcot.datasets.mixture import Entry, MixtureCounts
 from vcot.datasets.parallel import Workers, cores
 from vcot.datasets.quality import QualityOptions
@@ -70,9 +70,9 @@ class ConvertSettings(ConversionOptions, QualityOptions, Settings):
     )
     images_uri: str | None = setting(
         None, "folder that the rows' image paths are below; viscot: the one with a folder per set, or cot/ or "
-        "cot_image_data/ above it. Default for coco: the folder images beside the input. Or a tar file, read in place "
-        "without unpacking it: one file (.tar), or a folder of its numbered byte chunks (cot_images_00, "
-        "cot_images_01, …)",
+        "cot_image_data/ above it. Default for coco: the folder images next to the input, or the input's own "
+        "folder. Or a tar file, read in place without unpacking it: one file (.tar), or a folder of its numbered byte "
+        "chunks (cot_images_00, cot_images_01, …)",
         min_length=1,
     )  # fmt: skip
     archive_index_uri: str | None = setting(
@@ -261,8 +261,9 @@ def contexts_of(
     for entry, inputs in zip(parts, files, strict=True):
         own = entry.settings
         dataset, uri = DATASETS[own.source or ""], own.images_uri
+        beside: dict[str, str] = {}
         if uri is None and dataset.images_beside is not None:
-            uri = join(own.input_uri[0].rpartition("/")[0] or ".", dataset.images_beside)
+            uri, beside = folders_beside(folder.store, inputs, dataset.images_beside)
         images = look(uri, budget=own.ingest_pixels if own.ingest else None, index=index)
         if own.images_uri is not None:
             name = f"archive.{entry.name}.json" if entry.name else "archive.json"
@@ -273,7 +274,7 @@ def contexts_of(
         found.append(ConversionContext(
             dataset, folder.store, inputs, images, scratch, own=dataset.options.from_settings(own),
             options=ConversionOptions.from_settings(own), rules=QualityOptions.from_settings(own), part=entry.name,
-            limit=own.limit, weight=entry.weight, benchmarks=benchmarks,
+            limit=own.limit, weight=entry.weight, benchmarks=benchmarks, image_folders=beside,
         ))  # fmt: skip
     if (uri := settings.benchmark_images_uri) is not None:
         folders = tuple(dict.fromkeys(name for context in found for name in context.dataset.in_archive))

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.convert import DATASETS, ConvertSettings
 from tests.fakes.convert import convert, flags, in_parts, made, rejections, samples, viscot_rows
-from tests.fakes.rows import AOKVQA, AOKVQA_DIRECT, ONE_AND_TWO, Given, instances, messages
+from tests.fakes.rows import AOKVQA, AOKVQA_DIRECT, ONE_AND_TWO, Given, instances, messages, png
 from vcot.errors import InputError, SettingsError, VcotError
 from vcot.settings import owners_of
 from vcot.storage import Store
@@ -198,3 +198,21 @@ def test_convert_that_failed_at_once_freezes_no_settings(given: Given, tmp_path:
     assert convert(tmp_path / "run", **(coco if fault == "no category" else good))["row_counts"]["kept"]
     with pytest.raises(SettingsError, match="seed was 0 and is now 1"):  # from here on they are
         convert(tmp_path / "run", **(coco if fault == "no category" else good), seed=1)
+
+
+def test_coco_pictures_are_read_next_to_their_file(given: Given, tmp_path: Path) -> None:
+    """As Roboflow exports: train/_annotations.coco.json with its pictures in train/; names repeat in valid/."""
+    export = tmp_path / "export"
+    for number, part in enumerate(("train", "valid")):
+        (export / part).mkdir(parents=True)
+        (export / part / "a.png").write_bytes(png(300, 300 + number))
+        images = [{"id": 1, "file_name": "a.png", "width": 300, "height": 300 + number}]
+        file = Path(instances(given, ONE_AND_TWO, images))
+        file.rename(export / part / "_annotations.coco.json")
+    one = export / "train" / "_annotations.coco.json"
+    assert set(convert(tmp_path / "one", source="coco", input_uri=one)["row_counts"]["rejected"]) == set()
+    assert {sample.image.uri for sample in samples(tmp_path / "one")} == {str(export / "train" / "a.png")}
+    assert set(convert(tmp_path / "both", source="coco", input_uri=export)["row_counts"]["rejected"]) == set()
+    assert {sample.image.uri for sample in samples(tmp_path / "both")} == {
+        str(export / part / "a.png") for part in ("train", "valid")
+    }
