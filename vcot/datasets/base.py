@@ -392,7 +392,7 @@ def check_size(stated: tuple[Any, Any], image: Image) -> None:
     size = (image.width, image.height)
     if stated in ((None, None), size):
         return
-    why = "upright, as its EXIF orientation turns it"
+    why = "upright, as EXIF turns it"
     if stated == size[::-1]:
         why += "; if the boxes are of the image as it is stored, write the rotation into the pixels of the file first"
     raise Refused(
