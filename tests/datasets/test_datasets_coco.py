@@ -374,10 +374,7 @@ def test_coco_names_exif_where_sides_are_exchanged(given: Given) -> None:
     (refused,) = given.outcomes("coco", instances(given, ONE_AND_TWO[:1], images), questions=("where",))
     assert isinstance(refused, Rejection)
     assert refused.reason.value == "image-size-differs"
-    assert (
-        "has 30 x 40 (upright, as its EXIF orientation turns it; if the boxes are of the image as it is"
-        in refused.detail
-    )
+    assert "has 30 x 40 (upright, as EXIF turns it; if the boxes are of the image as it is" in refused.detail
 
 
 # ------------------------------------------------------------------------------------------------------- RefCOCO

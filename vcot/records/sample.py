@@ -236,6 +236,7 @@ class Reason(StrEnum):
     BOX_EMPTY = "box-empty"
     BOX_OUTSIDE = "box-outside"
     BOX_COPIES_DISAGREE = "box-copies-disagree"
+    BOX_NOTATION = "box-notation"
     BOX_TOO_SMALL = "box-too-small"
     BOX_TOO_LARGE = "box-too-large"
     BOX_TOO_THIN = "box-too-thin"
