@@ -33,7 +33,7 @@ from vcot.storage import Store, join
 OF_A_PART = ("source", "input_uri", "images_uri", "dataset", "licence", "limit", *owners_of(DATASETS))
 """With --mix, these are said by each part of the file, and nowhere else."""
 OF_ONE_OR_ALL = (
-    "splits", "overhang", "min_box_area", "max_box_area", "max_box_aspect", "max_boxes", "answer_in_label",
+    "split", "splits", "overhang", "min_box_area", "max_box_area", "max_box_aspect", "max_boxes", "answer_in_label",
 )  # fmt: skip
 """These may be said by a part, and else hold for all."""
 
@@ -52,7 +52,7 @@ class ConvertSettings(ConversionOptions, QualityOptions, Settings):
     stage: ClassVar[str] = "convert"
     groups: ClassVar[tuple[Group, ...]] = (
         Group("input", ("run_uri", "source", "mix", "input_uri", "images_uri", "dataset", "licence", "limit")),
-        Group("splits", ("seed", "validation_share", "splits", "near_duplicates", "exclude_benchmarks",
+        Group("splits", ("seed", "validation_share", "split", "splits", "near_duplicates", "exclude_benchmarks",
                          "benchmark_images_uri")),
         Group("rows that are refused", ("max_rejected_share", "licences", "duplicates", "question_similarity",
                                         "answer_in_label", "overhang", "min_box_area", "max_box_area",
@@ -141,6 +141,8 @@ class ConvertSettings(ConversionOptions, QualityOptions, Settings):
         elif self.mix is None:
             yield "--source (or VCOT_CONVERT_SOURCE) is missing: what kind of dataset the input is; or --mix"
         yield from super().faults()
+        if self.split is not None and "splits" in self.model_fields_set:
+            yield f"--split={self.split} puts all rows into one split; leave --splits out"
         if "ingest_pixels" in self.model_fields_set and not self.ingest:
             yield "--ingest-pixels (or VCOT_CONVERT_INGEST_PIXELS) is for copies: give --ingest, too"
         if self.benchmark_images_uri is not None and not self.exclude_benchmarks:

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.convert import DATASETS, ConvertSettings
 from tests.fakes.convert import convert, flags, in_parts, made, rejections, samples, viscot_rows
-from tests.fakes.rows import AOKVQA, AOKVQA_DIRECT, ONE_AND_TWO, Given, instances, messages, png
+from tests.fakes.rows import AOKVQA, AOKVQA_DIRECT, ONE_AND_TWO, Given, instances, messages, metadata, png
 from vcot.errors import InputError, SettingsError, VcotError
 from vcot.settings import owners_of
 from vcot.storage import Store
@@ -216,3 +216,17 @@ def test_coco_pictures_are_read_next_to_their_file(given: Given, tmp_path: Path)
     assert {sample.image.uri for sample in samples(tmp_path / "both")} == {
         str(export / part / "a.png") for part in ("train", "valid")
     }
+
+
+def test_split_test_puts_all_rows_into_the_test_split(given: Given, tmp_path: Path) -> None:
+    coco = {"source": "coco", "input_uri": instances(given, ONE_AND_TWO), "images_uri": given.images}
+    convert(tmp_path / "coco", **coco, split="test")
+    assert {sample.origin.split for sample in samples(tmp_path / "coco")} == {"test"}
+    rows = [metadata([[1, 2, 30, 40]], image="a.png", width=300, height=300, split=split) for split in ("train", "val")]
+    rows[1]["question"] = "What is here?"
+    viscot = {"source": "viscot", "input_uri": given.rows(rows), "images_uri": given.images}
+    given.image("vsr/a.png", 300, 300)
+    convert(tmp_path / "viscot", **viscot, split="test")
+    assert [sample.origin.split for sample in samples(tmp_path / "viscot")] == ["test", "test"]
+    with pytest.raises(SettingsError, match="--split=test puts all rows into one split; leave --splits out"):
+        ConvertSettings.load(flags(run_uri="r", source="scenes", split="test", splits="by-content"))

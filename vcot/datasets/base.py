@@ -66,6 +66,9 @@ class ConversionOptions(Options):
     splits: Literal["declared", "by-content"] = setting(
         "declared", "declared: believe rows that name a split (VisCoT's val is our test); by-content: divide all rows"
     )
+    split: Literal["train", "validation", "test"] | None = setting(
+        None, "put all rows into this split, whatever they name; test for a file of your own that is only evaluated"
+    )
     overhang: float = setting(
         5.0, "how far a box may leave its image and be cut at the border; further out it is refused",
         unit="pixels", ge=0, le=100,
@@ -291,7 +294,9 @@ class ConversionContext(Generic[O]):
         )
 
     def declared(self, row: Row) -> Split | None:
-        """The split that the row itself names; None where its image decides."""
+        """Return the split of --split, or else the one that the row names; None where its image decides."""
+        if self.options.split is not None:
+            return self.options.split
         if self.options.splits == "by-content":
             return None
         origin = row.value.get("origin")
