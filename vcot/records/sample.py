@@ -131,6 +131,12 @@ class Sample(Record):
         return rest | version | {"images": () if image is None else (image,)}
 
     @model_validator(mode="after")
+    def _answers_are_not_blank(self) -> Self:
+        if not all(map(str.strip, self.answers)):
+            raise ValueError(f"an answer is blank: {list(self.answers)!r:.80}")
+        return self
+
+    @model_validator(mode="after")
     def _turns_alternate(self) -> Self:
         if [turn.role for turn in self.turns] != ["user", "assistant"] * (len(self.turns) // 2):
             raise ValueError("turns are one of the user, one of the assistant, and so on, up to one of the assistant")
