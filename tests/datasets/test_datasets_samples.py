@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +14,8 @@ import pytest
 
 from tests.fakes.rows import ASKED, STAGES, THOUGHT, Given, messages, png, talk, write_parquet
 from vcot.errors import SettingsError
-from vcot.records import Rejection, Sample
+from vcot.grounding import FrameSpec
+from vcot.records import Image, Rejection, Sample
 
 OURS = {"image": "a.png", "question": "?", "answers": ["2"]}
 
@@ -492,3 +495,20 @@ def test_replies_without_an_answer_are_refused(scene: Given, reply: str, reason:
 @pytest.mark.parametrize("reply", ["It costs 5 (1 of 3).", "x < 3 and {y}", "Rows [1, 2] and (3, 4, 5).", "1, 2, 3, 4"])
 def test_ordinary_numbers_are_no_places(scene: Given, reply: str) -> None:
     assert replied(scene, reply).answers == (reply,)
+
+
+@pytest.mark.parametrize(
+    "piece", ["[1", "[ ", "1", "(1,2)", "(1,2) ", " ", "[1,2,3,4],", "<answer>", "<answer></answer>", "<ref>", '"a":',
+              "<think>", "</think>", "```json", '"x" ', "<|", '{"'],
+)  # fmt: skip
+def test_hostile_replies_take_linear_time(piece: str) -> None:
+    from vcot.datasets import replies
+    from vcot.datasets.inputs import Refused
+
+    image = Image(uri="a", width=200, height=100, sha256="0" * 64)
+    for text in (piece * (40_000 // len(piece)), "(1,2)" + piece * (40_000 // len(piece)), "[" + piece * 9_000):
+        started = time.process_time()
+        for read in (replies.read_question, lambda text: replies.read_reply(text, image, FrameSpec("pixels"), text)):
+            with contextlib.suppress(Refused):
+                read(text)
+        assert time.process_time() - started < 2

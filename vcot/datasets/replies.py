@@ -23,24 +23,26 @@ from vcot.datasets.quality import NEUTRAL
 from vcot.grounding import Box, FrameSpec, Mention, Trace, place, tags
 from vcot.records import Image, Reason
 
-_NUMBER = r"\s*[-+]?(?:\d+\.?\d*|\.\d+)\s*"
+# Possessive, so that a hostile text takes linear time.
+_NUMBER = r"\s*+[-+]?(?:\d++(?:\.\d*+)?|\.\d++)\s*+"
 _FOUR = rf"[\[(]{_NUMBER}(?:,{_NUMBER}){{3}}[\])]"
 _PAIR = rf"[\[(]{_NUMBER},{_NUMBER}[\])]"
 _PLAIN_BOX = re.compile(_FOUR)
-_ONLY_PLAIN_BOXES = re.compile(rf"\s*\[?\s*{_FOUR}(?:\s*[,;]?\s*{_FOUR})*\s*\]?\s*")
+_ONLY_PLAIN_BOXES = re.compile(rf"\s*+(?:\[\s*+)?{_FOUR}(?:\s*+(?:[,;]\s*+)?{_FOUR})*+\s*+(?:\]\s*+)?")
 _UNREAD = re.compile(
     rf"""<loc_?\d+>|<points?\b|<patch_index|<\|[^|<>\s]{{1,40}}\|>|["'](?:point(?:_2d|s)?|polygon)["']\s*:\s*[\[{{]"""
-    rf"""|["'](?:x1|xmin|x_min|left)["']\s*:|["']x["']\s*:{_NUMBER}|{_FOUR}|{_PAIR}\s*,?\s*{_PAIR}""",
+    rf"""|["'](?:x1|xmin|x_min|left)["']\s*:|["']x["']\s*:{_NUMBER}|{_FOUR}|{_PAIR}\s*+(?:,\s*+)?{_PAIR}""",
     re.IGNORECASE,
 )
 _LEFT_MARKUP = re.compile(r"</?(?:think(?:ing)?|thought|answer|summary|caption|reasoning|conclusion)>", re.IGNORECASE)
 _THOUGHT = re.compile(r"(.*)</(?:think|thinking|thought)>", re.IGNORECASE | re.DOTALL)
 _THINK_TAG = re.compile(r"</?(?:think|thinking|thought)>", re.IGNORECASE)
-_ANSWER_BLOCK = re.compile(r"(.*)<answer>(.*)</answer>\s*", re.IGNORECASE | re.DOTALL)
+_ANSWER_START = re.compile(r"<answer>", re.IGNORECASE)
+_ANSWER_END = "</answer>"
 _FENCE = re.compile(r"```(?:json)?[ \t]*\n?", re.IGNORECASE)
-_AROUND_PLACES = re.compile(r"""(?:"\w+"\s*:|[\[\]{},.:;\s])*""")
+_AROUND_PLACES = re.compile(r"""(?:"\w+"\s*:|[\[\]{},.:;\s])*+""")
 _LABEL_TAG = re.compile(r"</?(?:ref|obj)>|<\|object_ref_(?:start|end)\|>", re.IGNORECASE)
-_LABEL = re.compile(r"(?:<ref>|<obj>|<\|object_ref_start\|>)(.*?)<(?:/|\|object_ref_end)", re.IGNORECASE)
+_LABEL = re.compile(r"(?:<ref>|<obj>|<\|object_ref_start\|>)([^<]*+)<(?:/|\|object_ref_end)", re.IGNORECASE)
 
 
 class ReadReply(NamedTuple):
@@ -72,10 +74,9 @@ def read_reply(text: str, image: Image, spec: FrameSpec, question: str = "") -> 
     """
     thought, rest = split_thought(text)
     thinking = read_trace(thought, image, spec)
-    block = _ANSWER_BLOCK.fullmatch(rest)
-    if block is not None and _names_places(block[2], image, spec):
-        before, answer, places = block[1], None, block[2]
-    else:
+    before, places = _answer_block(rest)
+    answer: str | None = None
+    if not _names_places(places, image, spec):
         before, answer = tags.split_answer(rest)
         places = answer or ""
         if answer is not None and _names_places(answer, image, spec):
@@ -94,6 +95,15 @@ def read_reply(text: str, image: Image, spec: FrameSpec, question: str = "") -> 
     if _FENCE.sub("", answer).strip() in ("", "[]"):
         raise Refused(Reason.NO_ANSWER, f"no answer is stated in {text[-80:]!r}")
     return ReadReply(_joined(reasoning, replied) if replied.boxes else reasoning, answer)
+
+
+def _answer_block(text: str) -> tuple[str, str]:
+    """Return the text before the last <answer>, and the lines in it; "" where it is not the end of the text."""
+    starts = [found.span() for found in _ANSWER_START.finditer(text)]
+    if not starts or not text.rstrip().lower().endswith(_ANSWER_END):
+        return text, ""
+    start, end = starts[-1]
+    return text[:start], text.rstrip()[end : -len(_ANSWER_END)]
 
 
 def split_thought(text: str) -> tuple[str, str]:
