@@ -17,7 +17,7 @@ from vcot.datasets.base import ConversionOptions
 from vcot.datasets.examples import ShardReport
 from vcot.datasets.image_index import ImageIndex
 from vcot.datasets.images import DatasetImages, archive_at
-from vcot.datasets.inputs import Input, find
+from vcot.datasets.inputs import Input, find, folders_beside
 from vcot.datasets.mixture import Entry, MixtureCounts
 from vcot.datasets.parallel import Workers, cores
 from vcot.datasets.quality import QualityOptions
@@ -33,7 +33,7 @@ from vcot.storage import Store, join
 OF_A_PART = ("source", "input_uri", "images_uri", "dataset", "licence", "limit", *owners_of(DATASETS))
 """With --mix, these are said by each part of the file, and nowhere else."""
 OF_ONE_OR_ALL = (
-    "splits", "overhang", "min_box_area", "max_box_area", "max_box_aspect", "max_boxes", "answer_in_label",
+    "split", "splits", "overhang", "min_box_area", "max_box_area", "max_box_aspect", "max_boxes", "answer_in_label",
 )  # fmt: skip
 """These may be said by a part, and else hold for all."""
 
@@ -52,7 +52,7 @@ class ConvertSettings(ConversionOptions, QualityOptions, Settings):
     stage: ClassVar[str] = "convert"
     groups: ClassVar[tuple[Group, ...]] = (
         Group("input", ("run_uri", "source", "mix", "input_uri", "images_uri", "dataset", "licence", "limit")),
-        Group("splits", ("seed", "validation_share", "splits", "near_duplicates", "exclude_benchmarks",
+        Group("splits", ("seed", "validation_share", "split", "splits", "near_duplicates", "exclude_benchmarks",
                          "benchmark_images_uri")),
         Group("rows that are refused", ("max_rejected_share", "licences", "duplicates", "question_similarity",
                                         "answer_in_label", "overhang", "min_box_area", "max_box_area",
@@ -70,9 +70,9 @@ class ConvertSettings(ConversionOptions, QualityOptions, Settings):
     )
     images_uri: str | None = setting(
         None, "folder that the rows' image paths are below; viscot: the one with a folder per set, or cot/ or "
-        "cot_image_data/ above it. Default for coco: the folder images beside the input. Or a tar file, read in place "
-        "without unpacking it: one file (.tar), or a folder of its numbered byte chunks (cot_images_00, "
-        "cot_images_01, …)",
+        "cot_image_data/ above it. Default for coco: the folder images next to the input, or the input's own "
+        "folder. Or a tar file, read in place without unpacking it: one file (.tar), or a folder of its numbered byte "
+        "chunks (cot_images_00, cot_images_01, …)",
         min_length=1,
     )  # fmt: skip
     archive_index_uri: str | None = setting(
@@ -141,6 +141,8 @@ class ConvertSettings(ConversionOptions, QualityOptions, Settings):
         elif self.mix is None:
             yield "--source (or VCOT_CONVERT_SOURCE) is missing: what kind of dataset the input is; or --mix"
         yield from super().faults()
+        if self.split is not None and "splits" in self.model_fields_set:
+            yield f"--split={self.split} puts all rows into one split; leave --splits out"
         if "ingest_pixels" in self.model_fields_set and not self.ingest:
             yield "--ingest-pixels (or VCOT_CONVERT_INGEST_PIXELS) is for copies: give --ingest, too"
         if self.benchmark_images_uri is not None and not self.exclude_benchmarks:
@@ -150,6 +152,7 @@ class ConvertSettings(ConversionOptions, QualityOptions, Settings):
         return super().chosen(setting_name) if self.mix is None else ()
 
     def validate_files(self) -> None:
+        super().validate_files()
         if self.mix is not None:
             entries(self, Store())
 
@@ -179,7 +182,7 @@ def run(settings: ConvertSettings) -> None:
         contexts: Sequence[ConversionContext] = ()
         whole = folder.marker() is not None
         if not whole:
-            folder.begin(settings, inputs)
+            folder.check_settings(settings, inputs)
             if settings.part != "finish":
                 contexts = contexts_of(settings, parts, files, benchmarks, folder, Path(scratch), index)
             listed = (entry for context in contexts for entry in context.images.listed())
@@ -189,7 +192,10 @@ def run(settings: ConvertSettings) -> None:
             plain = [replace(context, images=context.images.in_place()) for context in contexts]
             look = settings.part in ("all", "prepare")
             with index.not_lost(folder):
-                known = informed(plain, folder, look=look, workers=workers, readers=settings.readers)
+                known = informed(
+                    plain, folder, look=look, workers=workers, readers=settings.readers,
+                    begin=partial(folder.begin, settings, inputs),
+                )  # fmt: skip
             contexts = [replace(k, images=context.images) for k, context in zip(known, contexts, strict=True)]
             if settings.part == "all":
                 index.end(folder, "prepare", None)
@@ -257,8 +263,9 @@ def contexts_of(
     for entry, inputs in zip(parts, files, strict=True):
         own = entry.settings
         dataset, uri = DATASETS[own.source or ""], own.images_uri
+        beside: dict[str, str] = {}
         if uri is None and dataset.images_beside is not None:
-            uri = join(own.input_uri[0].rpartition("/")[0] or ".", dataset.images_beside)
+            uri, beside = folders_beside(folder.store, inputs, dataset.images_beside)
         images = look(uri, budget=own.ingest_pixels if own.ingest else None, index=index)
         if own.images_uri is not None:
             name = f"archive.{entry.name}.json" if entry.name else "archive.json"
@@ -269,7 +276,7 @@ def contexts_of(
         found.append(ConversionContext(
             dataset, folder.store, inputs, images, scratch, own=dataset.options.from_settings(own),
             options=ConversionOptions.from_settings(own), rules=QualityOptions.from_settings(own), part=entry.name,
-            limit=own.limit, weight=entry.weight, benchmarks=benchmarks,
+            limit=own.limit, weight=entry.weight, benchmarks=benchmarks, image_folders=beside,
         ))  # fmt: skip
     if (uri := settings.benchmark_images_uri) is not None:
         folders = tuple(dict.fromkeys(name for context in found for name in context.dataset.in_archive))

@@ -50,7 +50,9 @@ class PublishSettings(Declared):
         None,
         "finished evaluation whose numbers the card shows; default: <train-uri>/../evaluate, if it is of this model",
     )
-    base_uri: str | None = setting(None, "another place of the same base; default: the one that it was trained from")
+    base_uri: str | None = setting(
+        None, "another place of the same base; default: the one that it was trained from", existing_folder=True
+    )
     verify_served: str | None = setting(
         None, "publish nothing, but ask this server: https://host:8000/v1#served-name; key: OPENAI_API_KEY"
     )

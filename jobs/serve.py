@@ -24,7 +24,9 @@ class ServeSettings(Declared):
         None, "what is served: a finished train stage, or a folder with any model (config.json and safetensors); "
         "default: the last run on this computer, else examples/rehearsal", min_length=1,
     )  # fmt: skip
-    base_uri: str | None = setting(None, "another place of the base; default: the one that the model was trained from")
+    base_uri: str | None = setting(
+        None, "another place of the base; default: the one that the model was trained from", existing_folder=True
+    )
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0: any computer can ask", min_length=1)
     port: int = setting(8000, "port to listen on; 0: one that is free", unit="port", ge=0, le=65535)
     name: str | None = setting(

@@ -47,7 +47,9 @@ class TokenizeSettings(Settings):
     stage: ClassVar[str] = "tokenize"
 
     base_uri: str = setting(
-        description="folder of the base model; only its tokenizer and processor files are read", min_length=1
+        description="folder of the base model; only its tokenizer and processor files are read",
+        min_length=1,
+        existing_folder=True,
     )
     input_uri: str | None = setting(None, "finished stage with the Samples; default: <run-uri>/distill")
     mode: Literal["multimodal", "text"] = setting(

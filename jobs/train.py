@@ -48,8 +48,11 @@ class TrainSettings(TrainingConfig, Settings):
 
     stage: ClassVar[str] = "train"
 
-    base_uri: str = setting(description="folder of the base model: weights in safetensors, tokenizer, processor",
-                            min_length=1)  # fmt: skip
+    base_uri: str = setting(
+        description="folder of the base model: weights in safetensors, tokenizer, processor",
+        min_length=1,
+        existing_folder=True,
+    )
     input_uri: str | None = setting(None, "finished stage with the examples; default: <run-uri>/tokenize")
     from_uri: str | None = setting(
         None,

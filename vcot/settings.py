@@ -31,6 +31,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
@@ -80,15 +81,18 @@ def setting(
     common: bool = False,
     shapes_result: bool = True,
     also: str | None = None,
+    existing_folder: bool = False,
     **limits: Any,
 ) -> Any:
     """One setting of a stage.
 
     `unit` is shown in the help. `common` settings are shared by all stages (``VCOT_<NAME>``). `also`: a second name of
     its flag. `shapes_result=False` marks what may differ between two runs on one prefix (how a stage runs, not what
-    it makes); everything else must agree. `limits` are pydantic's (``gt``, ``le``, …).
+    it makes); everything else must agree. `existing_folder`: ``--check`` refuses a local folder that does not exist.
+    `limits` are pydantic's (``gt``, ``le``, …).
     """
     extra: dict[str, Any] = {"unit": unit, "common": common, "shapes_result": shapes_result, "also": also}
+    extra |= {"existing_folder": True} if existing_folder else {}
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
@@ -270,7 +274,21 @@ class Declared(Options, BaseSettings):
         return settings
 
     def validate_files(self) -> None:
-        """Reads the files that settings name, for ``--check``. Raises SettingsError."""
+        """Check the local files and folders that settings name, for ``--check``; send no request to storage.
+
+        Raises:
+            SettingsError: one is missing or cannot be read; a line for each.
+        """
+        fields = type(self).model_fields
+        named = {n: getattr(self, n) for n, field in fields.items() if extra_of(field).get("existing_folder")}
+        places = {name: (uri, *uris.split(uri)) for name, uri in named.items() if uri is not None}
+        missing = [
+            f"{flag(name)}={uri}: there is no such folder"
+            for name, (uri, scheme, path) in places.items()
+            if scheme in ("", "file") and not Path(path).is_dir()
+        ]
+        if missing:
+            raise SettingsError("\n".join(missing))
 
 
 class Settings(Declared):

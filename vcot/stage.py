@@ -27,6 +27,7 @@ from vcot import logging
 from vcot.errors import Interrupted, KeyboardStop, VcotError
 from vcot.redaction import RedactedStream, redacted
 from vcot.settings import PREFIX, Declared
+from vcot.uris import redact_credentials
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Declared)
@@ -187,7 +188,7 @@ def _outcome(run: Callable[[S], None], settings: S) -> tuple[int, str]:
     try:
         run(settings)
     except VcotError as error:
-        *more, last = str(error).splitlines() or [type(error).__name__]
+        *more, last = redact_credentials(str(error)).splitlines() or [type(error).__name__]
         for line in more:
             logging.get().error(line)
         logging.get().error(last, exit=error.exit_code)

@@ -62,6 +62,13 @@ _IN_QUERY = re.compile(
     r"(?:api|access|auth)?[_-]?(?:key|token)|secret\w*|pass\w*|pwd)=)(?!\*{3})[^&#\s,]+?(?=:?(?:[&#\s,]|$))",
     re.IGNORECASE,
 )
+_SIGNED_NAME = re.compile(
+    r"([?&](?:x-amz-|x-goog-)(?:signature|credential|security-token)=|[?&]awsaccesskeyid=)(?!\*{3})[^&#\s,'\"]+",
+    re.IGNORECASE,
+)
+"""A signed query whose address was cut off, or never had a scheme."""
+_CUT_PASSWORD = re.compile(r"(://[^/?#\s@:'\"]+:)(?!\d+(?:[/?#,=]|$))(?<!://arn:)[^\s@,'\"]+")
+"""`user:password` of an address that was cut off before its @."""
 _BEFORE_ADDRESS = re.compile(r"([^\s,=]+)@(?=https?://)")
 VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 """Name of a variable of the environment, as `NAME@https://host/v1` gives it."""
@@ -75,6 +82,12 @@ def without_credentials(text: str) -> str:
     while (masked := _IN_QUERY.sub(r"\1***", text)) != text:  # one name of a query at a time
         text = masked
     return text
+
+
+def redact_credentials(text: str) -> str:
+    """Replace credentials in URIs with ***, also in URIs that were shortened for a message."""
+    text = _SIGNED_NAME.sub(r"\1***", without_credentials(text))
+    return _CUT_PASSWORD.sub(r"\1***", text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image as Pillow
 
 from tests.fakes.rows import ONE_AND_TWO, REFCOCO, Given, instances
 from vcot import logging
@@ -240,6 +242,139 @@ def test_images_and_categories_can_have_been_left_out_on_purpose(
     assert refused == []
     said = json.loads(capsys.readouterr().err.splitlines()[-1])
     assert (said["annotations"], said["of_no_image"] + said["of_no_category"]) == (7, 1)
+
+
+# ------------------------------------------------------------------------- categories that are not to be trusted
+
+
+def questions_of(given: Given, uri: str, **options: Any) -> dict[str, set[tuple[str, str]]]:
+    """Image id → questions and answers."""
+    found: dict[str, set[tuple[str, str]]] = {}
+    for result in given.outcomes("coco", uri, phrasings="one", absent=9, **options):
+        if isinstance(result, Sample):
+            found.setdefault(result.id.split(":")[1], set()).add((result.question, result.answers[0]))
+    return found
+
+
+def test_coco_asks_nothing_about_a_category_that_only_groups(given: Given) -> None:
+    """As Roboflow exports its root: it has no annotations, and every other category names it as supercategory."""
+    names = {0: ("Cells", "none"), 1: ("Platelets", "cells"), 2: ("RBC", "cells"), 3: ("dust", "none")}
+    categories = [{"id": n, "name": name, "supercategory": above} for n, (name, above) in names.items()]
+    uri = instances(given, [{"category_id": 2, "bbox": [10, 10, 60, 60]}], more={"categories": categories})
+    asked_of = questions_of(given, uri)["1"]
+    assert not [question for question, _ in asked_of if "ells" in question]
+    assert {("Is there a RBC?", "yes"), ("Is there a Platelets?", "no"), ("How many dusts are there?", "0")} <= asked_of
+
+
+def test_coco_denies_no_category_of_which_a_subcategory_shows(given: Given) -> None:
+    names = {1: ("vehicle", ""), 2: ("car", "vehicle"), 3: ("taxi", "car"), 4: ("person", "person")}
+    categories = [{"id": n, "name": name, "supercategory": above} for n, (name, above) in names.items()]
+    images = [{"id": n, "file_name": f"{n}.png"} for n in (1, 2, 3)]
+    for n in (1, 2, 3):
+        given.image(f"{n}.png", 300, 300 + n)
+    annotations = [
+        {"image_id": image, "category_id": category, "bbox": [9 * category, 2, 8, 40]}
+        for image, category in ((1, 3), (2, 4), (3, 1), (3, 2))
+    ]
+    asked_of = questions_of(given, instances(given, annotations, images, {"categories": categories}))
+    about = {n: {(q, a) for q, a in asked_of[n] if "vehicle" in q} for n in asked_of}
+    assert about["1"] == set()  # a taxi is a vehicle
+    assert not [q for q, _ in asked_of["1"] if " car" in q]
+    assert {answer for _, answer in about["2"]} in ({"no"}, {"0"}, {"no", "0"})
+    assert ("Is there a person?", "yes") in asked_of["2"]  # its own supercategory, as COCO has it
+    assert about["3"] == {("Is there a vehicle?", "yes")}  # of how many, nothing is sure
+
+
+def test_coco_with_federated_labels_denies_what_was_verified(given: Given) -> None:
+    """LVIS: each image lists the categories that were verified to be absent, and those not annotated exhaustively."""
+    given.image("b.png", 301, 300)
+    images = [
+        {"id": 1, "file_name": "a.png", "neg_category_ids": [2], "not_exhaustive_category_ids": [3]},
+        {"id": 2, "file_name": "b.png", "neg_category_ids": [], "not_exhaustive_category_ids": []},
+    ]
+    boxes = [*ONE_AND_TWO, *(one | {"image_id": 2} for one in ONE_AND_TWO[1:])]
+    asked_of = questions_of(given, instances(given, boxes, images), absent_by=None)
+    assert {pair for pair in asked_of["1"] if "RBC" in pair[0]} == {("Is there a RBC?", "no")}
+    assert {pair for pair in asked_of["1"] if "Platelets" in pair[0]} == {("Is there a Platelets?", "yes")}
+    assert ("Where is the WBC?", "top left") in asked_of["1"]
+    assert not [pair for pair in asked_of["2"] if "BC" in pair[0]]  # nobody has looked for them
+    assert ("How many Plateletses are there?", "2") in asked_of["2"]
+    only = questions_of(given, instances(given, boxes, images), absent_by="random")
+    assert only == {"1": {("Is there a WBC?", "yes"), ("Is there a RBC?", "no")}} or only == {
+        "1": {("Is there a Platelets?", "yes"), ("Is there a RBC?", "no")}
+    }
+
+
+def test_coco_cleans_category_names_and_refuses_empty_ones(given: Given) -> None:
+    written = ["traffic_light", " hour  glass ", "USB stick", "N/A", "", None, "<box>", "<|image_pad|>", "_", 3, "{a}"]
+    categories = [{"id": n, "name": name} for n, name in enumerate(written, 1)]
+    annotations = [{"category_id": n, "bbox": [20 * n, 10, 15, 15]} for n in range(1, len(written) + 1)]
+    uri = instances(given, annotations, more={"categories": categories})
+    results = given.outcomes("coco", uri, phrasings="one", questions=("where", "presence"))
+    samples = [result for result in results if isinstance(result, Sample)]
+    assert {sample.question for sample in samples} == {
+        "Where is the traffic light?", "Is there a traffic light?", "Where is the hour glass?",
+        "Is there an hour glass?", "Where is the USB stick?", "Is there a USB stick?", "Where is the 3?",
+        "Is there a 3?",
+    }  # fmt: skip
+    assert {mention.label for sample in samples for mention in sample.evidence or ()} == {
+        "traffic light", "hour glass", "USB stick", "3",
+    }  # fmt: skip
+    refused = {r.id: r for r in results if isinstance(r, Rejection)}
+    assert sorted(refused) == sorted(f"instances.json:annotation-{n}" for n in (4, 5, 6, 7, 8, 9, 11))
+    assert {r.reason.value for r in refused.values()} == {"wrong-shape"}
+    assert "'None', which is no name to ask about" in refused["instances.json:annotation-6"].detail
+    names = ("N/A=lamp", "traffic light=signal")
+    named = given.outcomes(
+        "coco", uri, questions=("where",), category_names=names, unmatched_annotations="ignore"
+    )  # fmt: skip
+    assert {m.label for r in named if isinstance(r, Sample) for m in r.evidence or ()} >= {"lamp", "signal"}
+    assert all(isinstance(result, Sample) for result in named)
+
+
+def test_coco_stops_where_every_box_is_below_a_pixel(given: Given) -> None:
+    fractions = [{"category_id": 1, "bbox": [0.1, 0.1, 0.3, 0.25]}, {"category_id": 3, "bbox": [0.4, 0.3, 0.2, 0.3]}]
+    with pytest.raises(InputError, match="every bbox is smaller than one pixel, so they are probably fractions"):
+        given.outcomes("coco", instances(given, fractions))
+    results = given.outcomes(
+        "coco", instances(given, [*ONE_AND_TWO, *fractions[:1]]), questions=("presence",), absent=0
+    )
+    (refused,) = [result for result in results if isinstance(result, Rejection)]
+    assert (refused.reason.value, "WBC" in refused.id) == ("box-too-small", True)
+
+
+@pytest.mark.parametrize(
+    "rotated",
+    [{"bbox": [10, 20, 30, 40], "attributes": {"occluded": False, "rotation": 30.0}}, {"bbox": [10, 20, 30, 40, 0.5]},
+     {"bbox": [10, 20, 30, 40], "rotation": 90}, {"bbox": [10, 20, 30, 40], "angle": -1.5}],
+)  # fmt: skip
+def test_coco_refuses_rotated_boxes(given: Given, rotated: dict[str, Any]) -> None:
+    """A bbox beside an angle, as CVAT writes it, is of the box before it was turned."""
+    uri = instances(given, [rotated | {"category_id": 1}, *ONE_AND_TWO[1:]])
+    results = given.outcomes("coco", uri, absent=0)
+    refused = [result for result in results if isinstance(result, Rejection)]
+    assert {(r.reason.value, "WBC" in r.id) for r in refused} == {("box-malformed", True)}
+    assert all("is a rotated box; replace it by the upright box around it" in r.detail for r in refused)
+    assert len(results) - len(refused) == 3  # of the platelets
+
+
+@pytest.mark.parametrize("turn", [0, 0.0, 180, 360])
+def test_coco_reads_boxes_that_are_turned_onto_themselves(given: Given, turn: float) -> None:
+    uri = instances(given, [ONE_AND_TWO[0] | {"attributes": {"rotation": turn}}])
+    (result,) = given.outcomes("coco", uri, questions=("where",), absent=0)
+    assert isinstance(result, Sample)
+
+
+def test_coco_names_exif_where_sides_are_exchanged(given: Given) -> None:
+    buffer, exif = io.BytesIO(), Pillow.Exif()
+    exif[0x0112] = 6  # of a camera that was held upright
+    Pillow.new("RGB", (40, 30)).save(buffer, "JPEG", exif=exif)
+    given.image("turned.jpg", data=buffer.getvalue())
+    images = [{"id": 1, "file_name": "turned.jpg", "width": 40, "height": 30}]
+    (refused,) = given.outcomes("coco", instances(given, ONE_AND_TWO[:1], images), questions=("where",))
+    assert isinstance(refused, Rejection)
+    assert refused.reason.value == "image-size-differs"
+    assert "has 30 x 40 (upright, as EXIF turns it; if the boxes are of the image as it is" in refused.detail
 
 
 # ------------------------------------------------------------------------------------------------------- RefCOCO

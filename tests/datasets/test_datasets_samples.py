@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +14,8 @@ import pytest
 
 from tests.fakes.rows import ASKED, STAGES, THOUGHT, Given, messages, png, talk, write_parquet
 from vcot.errors import SettingsError
-from vcot.records import Rejection, Sample
+from vcot.grounding import FrameSpec
+from vcot.records import Image, Rejection, Sample
 
 OURS = {"image": "a.png", "question": "?", "answers": ["2"]}
 
@@ -361,3 +365,150 @@ def test_a_refusal_says_which_source_reads_such_rows(scene: Given) -> None:
     refused = detail(scene.outcome("llava-cot", talk(ASKED, ("gpt", "It was 21."))))
     assert "'It was 21.'" in refused
     assert "--source samples" in refused
+
+
+# ------------------------------------------------------------------- replies in other people's notations (replies.py)
+
+VAN_AND_CAR = (("van", [20, 20, 60, 40]), ("car", [100, 50, 200, 100]))
+JSON_LIST = (
+    '[\n {"bbox_2d": [100, 200, 300, 400], "label": "van"},\n {"bbox_2d": [500, 500, 1000, 1000], "label": "car"}\n]'
+)
+
+
+def replied(scene: Given, reply: str, question: str = "Where is the cup?", **options: Any) -> Sample:
+    """Of a conversation in LLaVA's form, which must say what the same messages do."""
+    options = {"frame": "thousandths"} | options
+    sample = scene.sample("samples", conversation(("human", f"<image>\n{question}"), ("gpt", reply)), **options)
+    same = scene.sample("samples", messages(reply, question), **options)
+    assert (sample.answers, sample.reasoning, sample.evidence) == (same.answers, same.reasoning, same.evidence)
+    return sample
+
+
+def places(sample: Sample) -> list[tuple[str, list[float]]]:
+    return [(m.label, [round(edge, 3) for edge in box.as_list()]) for m in sample.evidence or () for box in m.boxes]
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer", "found"),
+    [
+        (f"```json\n{JSON_LIST}\n```", "2", VAN_AND_CAR), (JSON_LIST, "2", VAN_AND_CAR),
+        (f'{{"objects": {JSON_LIST}}}', "2", VAN_AND_CAR),
+        (f"<answer>\n```json\n{JSON_LIST}\n```\n</answer>", "2", VAN_AND_CAR),
+        ('{\n"bbox_2d": [100, 200, 300, 400]\n}', "top left", [("region", [20, 20, 60, 40])]),
+        ("<|box_start|>(100,200),(300,400)<|box_end|>", "top left", [("region", [20, 20, 60, 40])]),
+        ("[100, 200, 300, 400]", "top left", [("region", [20, 20, 60, 40])]),
+        ("[[100, 200, 300, 400], [500, 500, 1000, 1000]]", "2", [("region", b) for _, b in VAN_AND_CAR]),
+        ("Answer: [100, 200, 300, 400]", "top left", [("region", [20, 20, 60, 40])]),
+        # Gemini: [ymin, xmin, ymax, xmax]
+        ('```json\n[{"box_2d": [200, 500, 400, 900], "label": "van"}]\n```', "top right",
+         [("van", [100, 20, 180, 40])]),
+    ],
+)  # fmt: skip
+def test_reply_of_places_is_a_grounding_answer(
+    scene: Given, reply: str, answer: str, found: Sequence[tuple[str, list[float]]]
+) -> None:
+    sample = replied(scene, reply)
+    assert (sample.answers, places(sample)) == ((answer,), list(found))
+    assert "```" not in sample.reasoning[0].text
+    assert "{" not in sample.reasoning[0].text
+
+
+def test_place_without_label_takes_that_of_the_question(scene: Given) -> None:
+    sample = replied(
+        scene, "<|box_start|>(100,200),(300,400)<|box_end|>", "Find <|object_ref_start|>sheep<|object_ref_end|>"
+    )
+    assert (sample.question, places(sample)) == ("Find sheep", [("sheep", [20, 20, 60, 40])])
+
+
+def test_plain_box_is_read_in_the_declared_frame(scene: Given) -> None:
+    assert places(replied(scene, "[0.1,0.2,0.3,0.4]", frame="fractions")) == [("region", [20, 20, 60, 40])]
+    assert places(replied(scene, "[0.1,0.35,0.3,0.45]", frame="padded_square")) == [("region", [20, 20, 60, 40])]
+    fractions = conversation(("human", "?"), ("gpt", "[0.39,0.21,0.60,0.50]"))
+    assert scene.reason("samples", fractions, frame="pixels") == "box-too-small"
+    assert scene.reason("samples", fractions, frame="thousandths") == "box-outside"
+
+
+LOOKED = "I look at the <ref>cat</ref><box>[100, 200, 300, 400]</box>."
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        f"<think>{LOOKED}</think>\n\nIt sleeps.", f"<think>\n{LOOKED}\n</think><answer>It sleeps.</answer>",
+        f"{LOOKED}\n</think>\n\nIt sleeps.", f"<Thinking>{LOOKED}</Thinking>\nAnswer: It sleeps.",
+    ],
+)  # fmt: skip
+def test_thinking_is_reasoning_apart_from_the_answer(scene: Given, reply: str) -> None:
+    sample = replied(scene, reply)
+    assert (sample.answers, [trace.text for trace in sample.reasoning]) == (("It sleeps.",), ["I look at the cat."])
+    assert places(sample) == [("cat", [20, 20, 60, 40])]
+
+
+def test_thinking_may_end_in_places(scene: Given) -> None:
+    sample = replied(scene, f"<think>Two things.</think><answer>{JSON_LIST}</answer>")
+    assert (sample.answers, places(sample)) == (("2",), list(VAN_AND_CAR))
+    assert sample.reasoning[0].text == "Two things.\nvancar"
+
+
+def test_thinking_of_earlier_turns_keeps_no_tags(scene: Given) -> None:
+    first = messages(f"<think>{LOOKED}</think>It sleeps.")["messages"]
+    sample = scene.sample("samples", {"messages": [*first, *messages("Answer: 2")["messages"]]}, frame="thousandths")
+    assert sample.turns[1].said.text == "I look at the cat.\nIt sleeps."
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["<loc0100><loc0500><loc0300><loc0900> cat", '[{"point_2d": [100, 200], "label": "cup"}]', "<point x='1' y='2'>",
+     '{"x1": 1, "y1": 2, "x2": 3, "y2": 4}', '{"x": 1, "y": 2, "width": 3, "height": 4}', "<loc_12><loc_13> cat",
+     '{"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4}', "at [0.39, 0.21, 0.60, 0.50] there", '{"cat": [1, 2, 3, 4]}',
+     "the cat (10,20),(30,40)", "<|det|>[[1, 2, 3, 4]]<|/det|>", "a cat<|im_end|>", "Answer: at (1, 2, 30, 40)"],
+)  # fmt: skip
+def test_places_in_unread_notations_are_refused(scene: Given, place: str) -> None:
+    for row in (
+        messages(place), conversation(("human", "?"), ("gpt", place)),
+        {"messages": [*messages(f"{place}\nAnswer: 2")["messages"], *messages("2")["messages"]]},
+    ):  # fmt: skip
+        for frame in ("thousandths", "fractions"):
+            assert scene.reason("samples", row, frame=frame) == "box-notation"
+
+
+@pytest.mark.parametrize(
+    "question", ["Describe this region: [0.39, 0.21, 0.6, 0.5].", "What is in <box>[1, 2, 30, 40]</box>?", "<loc0100>?",
+                 "And <|box_start|>(1,2),(30,40)<|box_end|>?"],
+)  # fmt: skip
+def test_questions_that_name_places_are_refused(scene: Given, question: str) -> None:
+    assert scene.reason("samples", messages("A man.", question), frame="thousandths") == "box-notation"
+    asked = {"messages": [*messages("A man.", question)["messages"], *messages("2")["messages"]]}
+    assert scene.reason("samples", asked, frame="thousandths") == "box-notation"
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [("<think>I look", "no-answer"), ("<think>I look</think>", "no-answer"), ("[]", "no-answer"),
+     ("```json\n[]\n```", "no-answer"), ("<SUMMARY>x</SUMMARY><CONCLUSION>y</CONCLUSION>", "wrong-shape"),
+     ("<answer>a</answer><answer>b</answer>", "wrong-shape")],
+)  # fmt: skip
+def test_replies_without_an_answer_are_refused(scene: Given, reply: str, reason: str) -> None:
+    assert scene.reason("samples", conversation(("human", "?"), ("gpt", reply)), frame="thousandths") == reason
+
+
+@pytest.mark.parametrize("reply", ["It costs 5 (1 of 3).", "x < 3 and {y}", "Rows [1, 2] and (3, 4, 5).", "1, 2, 3, 4"])
+def test_ordinary_numbers_are_no_places(scene: Given, reply: str) -> None:
+    assert replied(scene, reply).answers == (reply,)
+
+
+@pytest.mark.parametrize(
+    "piece", ["[1", "[ ", "1", "(1,2)", "(1,2) ", " ", "[1,2,3,4],", "<answer>", "<answer></answer>", "<ref>", '"a":',
+              "<think>", "</think>", "```json", '"x" ', "<|", '{"'],
+)  # fmt: skip
+def test_hostile_replies_take_linear_time(piece: str) -> None:
+    from vcot.datasets import replies
+    from vcot.datasets.inputs import Refused
+
+    image = Image(uri="a", width=200, height=100, sha256="0" * 64)
+    for text in (piece * (40_000 // len(piece)), "(1,2)" + piece * (40_000 // len(piece)), "[" + piece * 9_000):
+        started = time.process_time()
+        for read in (replies.read_question, lambda text: replies.read_reply(text, image, FrameSpec("pixels"), text)):
+            with contextlib.suppress(Refused):
+                read(text)
+        assert time.process_time() - started < 2

@@ -99,10 +99,13 @@ def test_a_number_is_given_with_its_unit_and_each_unit_has_one_name(stage: str) 
     assert {extra_of(fields[name])["unit"] for name in shares} <= {"0..1"}
 
 
+BASE = ["--base-uri", "s3://b"]
+
+
 @pytest.mark.parametrize("stage", [*STAGES, "pipeline", "serve"])
 def test_settings_are_judged_in_under_two_seconds(stage: str) -> None:
     environment = {n: v for n, v in os.environ.items() if not n.startswith("VCOT_")}
-    more = {"convert": ["--source", "scenes"], "tokenize": ["--base-uri", "b"], "train": ["--base-uri", "b"]}
+    more = {"convert": ["--source", "scenes"], "tokenize": BASE, "train": BASE}
     others: dict[str, list[str]] = {"pipeline": [], "serve": ["--subject", "/runs/x/train"]}
     given = others.get(stage, ["--run-uri", "/runs/x", *more.get(stage, [])])
     for _ in range(4):

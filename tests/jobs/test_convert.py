@@ -11,7 +11,7 @@ import pytest
 
 from jobs.convert import DATASETS, ConvertSettings
 from tests.fakes.convert import convert, flags, in_parts, made, rejections, samples, viscot_rows
-from tests.fakes.rows import AOKVQA, AOKVQA_DIRECT, Given
+from tests.fakes.rows import AOKVQA, AOKVQA_DIRECT, ONE_AND_TWO, Given, instances, messages, metadata, png
 from vcot.errors import InputError, SettingsError, VcotError
 from vcot.settings import owners_of
 from vcot.storage import Store
@@ -152,3 +152,81 @@ def test_the_help_has_a_part_for_each_source_and_every_setting_once(
     for source in DATASETS:  # the example of each is in order
         (line,) = re.findall(r"python -m jobs\.convert (.*)", sections[f"--source {source}"])
         assert ConvertSettings.load(line.split())[0].source == source
+
+
+SIGNED = "https://bucket.s3.amazonaws.com/a.jpg?X-Amz-Credential=AKIDEXAMPLE&X-Amz-Signature=0f3c5e9a77"
+NAMED = "https://reader:pa55/w0rd+hunter2@images.example/a.jpg"
+
+
+@pytest.mark.parametrize(
+    "image",
+    [SIGNED, NAMED, "s3://reader:pa55/w0rd+hunter2@bucket/a.jpg", {"url": NAMED}, {"uri": SIGNED, "path": NAMED},
+     {"uri": "a.png", "sha256": SIGNED}, "a.jpg?X-Amz-Signature=0f3c5e9a77",
+     [f"https://reader:hunter2{'x' * 300}@images.example"]],
+)  # fmt: skip
+def test_credentials_in_image_names_leave_no_trace(given: Given, tmp_path: Path, image: Any) -> None:
+    given.image("a.png")
+    rows = [{"image": image, "question": "?", "answers": ["2"]}, {"image": "a.png", "question": "?", "answers": ["2"]}]
+    chats = [messages("2", image=image) | {"metadata": {"source": SIGNED}}] if isinstance(image, str) else []
+    convert(
+        tmp_path / "run", source="samples", frame="pixels", input_uri=given.rows([*rows, *chats]),
+        images_uri=given.images, max_rejected_share=1, num_shards=1,
+    )  # fmt: skip
+    assert len(rejections(tmp_path / "run")) == 1 + len(chats)
+    written = b"".join(path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
+    for secret in (b"hunter2", b"0f3c5e9a77", b"AKIDEXAMPLE"):
+        assert secret not in written
+
+
+@pytest.mark.parametrize("fault", ["no images", "no rows", "another form", "no frame", "no category"])
+def test_convert_that_failed_at_once_freezes_no_settings(given: Given, tmp_path: Path, fault: str) -> None:
+    given.image("a.png")
+    good = {"source": "samples", "input_uri": given.rows([messages("2")]), "images_uri": given.images}
+    good["frame"] = "pixels"
+    (given.folder / "empty").mkdir()
+    coco = {"source": "coco", "input_uri": instances(given, ONE_AND_TWO), "images_uri": given.images}
+    bad: dict[str, Any] = {
+        "no images": good | {"images_uri": given.folder / "empty"},
+        "no rows": good | {"input_uri": given.rows([], "empty.jsonl")},
+        "another form": good | {"source": "coco"},
+        "no frame": {name: value for name, value in good.items() if name != "frame"},
+        "no category": coco | {"categories": "WBX"},
+    }[fault]
+    bad.pop("frame", None) if bad["source"] == "coco" else None
+    with pytest.raises(VcotError):
+        convert(tmp_path / "run", **bad)
+    assert convert(tmp_path / "run", **(coco if fault == "no category" else good))["row_counts"]["kept"]
+    with pytest.raises(SettingsError, match="seed was 0 and is now 1"):  # from here on they are
+        convert(tmp_path / "run", **(coco if fault == "no category" else good), seed=1)
+
+
+def test_coco_pictures_are_read_next_to_their_file(given: Given, tmp_path: Path) -> None:
+    """As Roboflow exports: train/_annotations.coco.json with its pictures in train/; names repeat in valid/."""
+    export = tmp_path / "export"
+    for number, part in enumerate(("train", "valid")):
+        (export / part).mkdir(parents=True)
+        (export / part / "a.png").write_bytes(png(300, 300 + number))
+        images = [{"id": 1, "file_name": "a.png", "width": 300, "height": 300 + number}]
+        file = Path(instances(given, ONE_AND_TWO, images))
+        file.rename(export / part / "_annotations.coco.json")
+    one = export / "train" / "_annotations.coco.json"
+    assert set(convert(tmp_path / "one", source="coco", input_uri=one)["row_counts"]["rejected"]) == set()
+    assert {sample.image.uri for sample in samples(tmp_path / "one")} == {str(export / "train" / "a.png")}
+    assert set(convert(tmp_path / "both", source="coco", input_uri=export)["row_counts"]["rejected"]) == set()
+    assert {sample.image.uri for sample in samples(tmp_path / "both")} == {
+        str(export / part / "a.png") for part in ("train", "valid")
+    }
+
+
+def test_split_test_puts_all_rows_into_the_test_split(given: Given, tmp_path: Path) -> None:
+    coco = {"source": "coco", "input_uri": instances(given, ONE_AND_TWO), "images_uri": given.images}
+    convert(tmp_path / "coco", **coco, split="test")
+    assert {sample.origin.split for sample in samples(tmp_path / "coco")} == {"test"}
+    rows = [metadata([[1, 2, 30, 40]], image="a.png", width=300, height=300, split=split) for split in ("train", "val")]
+    rows[1]["question"] = "What is here?"
+    viscot = {"source": "viscot", "input_uri": given.rows(rows), "images_uri": given.images}
+    given.image("vsr/a.png", 300, 300)
+    convert(tmp_path / "viscot", **viscot, split="test")
+    assert [sample.origin.split for sample in samples(tmp_path / "viscot")] == ["test", "test"]
+    with pytest.raises(SettingsError, match="--split=test puts all rows into one split; leave --splits out"):
+        ConvertSettings.load(flags(run_uri="r", source="scenes", split="test", splits="by-content"))

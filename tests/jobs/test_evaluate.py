@@ -448,3 +448,23 @@ def test_pointers_stand_beside_the_runs():
     assert of_a_template.pointer_uri == settings.pointer_uri
     settings = EvaluateSettings(run_uri="s3://b/runs/r", pointers_uri="s3://c/p/", pointer="small")
     assert settings.pointer_uri == "s3://c/p/small"
+
+
+@pytest.mark.parametrize(
+    ("split", "options", "said"),
+    [("auto", {"validation_share": 0.1}, "are of the validation split, and only these are evaluated"),
+     ("train", {"split": "train"}, "learned from the evaluated rows themselves"), ("auto", {"split": "test"}, None)],
+)  # fmt: skip
+def test_evaluate_warns_of_a_split_that_misleads(adapters, tmp_path, capsys, split, options, said):
+    run_convert(ConvertSettings(run_uri=str(tmp_path), num_shards=1, source="scenes", scenes=24, **options))
+    trained(str(tmp_path), adapters["nothing"])
+    report = evaluate(str(tmp_path), **FEW, split=split, ask_base=False)
+    printed = " ".join(capsys.readouterr().out.split())
+    notes = [note for note in report["verdict"]["notes"] if "--split test" in note]
+    if said is None:
+        assert (notes, report["samples"]["split"], report["samples"]["stored"]) == ([], "test", {"test": 24})
+        return
+    (note,) = notes
+    assert said in note
+    assert note in printed  # below the table
+    assert said in (tmp_path / "evaluate" / "report.html").read_text()

@@ -118,3 +118,13 @@ def test_several_images_and_turns_come_back() -> None:
 def test_turns_that_cannot_be_are_refused(turns: Any, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         sample(turns=turns)
+
+
+@pytest.mark.parametrize("answers", [("",), ("left", " \n")])
+def test_a_blank_answer_is_refused(answers: tuple[str, ...]) -> None:
+    """Whichever stage reads it: a row with it would be learned as a reply that says nothing."""
+    with pytest.raises(ValidationError, match="an answer is blank"):
+        sample(answers=answers)
+    line = sample().line().replace(b'"answers":["left"]', json.dumps({"answers": answers})[1:-1].encode())
+    with pytest.raises(ValidationError, match="an answer is blank"):
+        Sample.model_validate_json(line)

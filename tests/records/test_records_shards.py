@@ -199,3 +199,10 @@ def test_the_last_word_tells_shards_rows_and_what_was_kept(tmp_path: Path, monke
     whole = {"shards": 3, "rows": 10, "kept": 8, "rejected": 2}
     assert told(part="finish") == whole
     assert told(part="prepare") == whole  # nothing left to do
+
+
+@pytest.mark.parametrize("stage", ["convert", "distill", "tokenize", "evaluate"])
+def test_rejection_hides_credentials_of_any_stage(stage: str) -> None:
+    text = "s3://me:hunter2/x@bucket/a.jpg: missing; the port of http://host:8000/v1 and s3://arn:aws:s3:us stay"
+    rejection = Rejection(id="1", stage=stage, reason=Reason.IMAGE_MISSING, detail=text, said=(text,))
+    assert rejection.detail == rejection.said[0] == text.replace("me:hunter2/x", "***")

@@ -1,11 +1,14 @@
 """Flags, variables and their faults, as a person meets them."""
 
+import importlib
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
 
 from vcot.errors import SettingsError
 from vcot.settings import CommaSeparated, Settings, setting
+from vcot.stage import launch
 
 
 class Bake(Settings):
@@ -143,3 +146,24 @@ def test_what_only_looks_like_credentials_is_a_setting() -> None:
     )
     assert load(*GIVEN, "--recipes-uri", names).recipes_uri == tuple(names.split(","))
     assert load(*GIVEN, "--fruits", "http://h:8000/x@y").fruits == ("http://h:8000/x@y",)
+
+
+@pytest.mark.parametrize("stage", ["tokenize", "train", "evaluate", "publish", "serve"])
+def test_check_names_a_base_folder_that_is_missing(
+    stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(f"jobs.{stage}")
+    kind = next(v for v in vars(module).values() if getattr(v, "stage", None) == stage)
+    more = {"serve": ["--subject", "/r/train"], "publish": ["--train-uri", "/r/train"]}
+
+    def check(base: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            launch(kind, lambda _: None, [*more.get(stage, ["--run-uri", "/r"]), "--base-uri", base, "--check"])
+        return int(str(ended.value.code)), capsys.readouterr().err
+
+    (tmp_path / "a file").write_text("")
+    for wrong in (tmp_path / "nowhere", tmp_path / "a file"):
+        for uri in (str(wrong), f"file://{wrong}"):
+            assert check(uri) == (78, f"{stage}: --base-uri={uri}: there is no such folder\n")
+    for right in (str(tmp_path), f"file://{tmp_path}", "s3://vcot/models/base"):  # storage is not asked
+        assert check(right) == (0, "")

@@ -199,6 +199,44 @@ def test_sixteen_bits_become_the_high_eight() -> None:
     assert np.asarray(decode(data, "x").pixels).tolist() == [[[0x12, 0x80, 0xFF], [0, 0, 0xFE]]]
 
 
+def png_of_16_bits(values: np.ndarray[Any, Any]) -> bytes:
+    """A PNG of 16-bit samples, height x width x channels; Pillow writes only grey ones."""
+    height, width, channels = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_twelve_bits_in_sixteen_are_refused_not_black(channels: int) -> None:
+    """A camera or a scanner of 12 bits: the high byte of each sample is 15 at most."""
+    values = np.random.default_rng(1).integers(0, 4096, (8, 8, channels), dtype=np.uint16)
+    if channels in (2, 4):
+        values[..., -1] = 0xFFFF
+    data = png_of_16_bits(values)
+    for read in (decode, lambda data, name: images.small(data, name, 8)):
+        with pytest.raises(ImageError, match=r"x: .*12 bits or fewer of 16.*scale them to 8 or 16 bits") as refused:
+            read(data, "x")
+        assert refused.value.reason == "unsupported-format"
+    values[0, 0, 0] = 4096
+    assert np.asarray(decode(png_of_16_bits(values), "x").pixels).any()
+    values[..., :] = 0  # black, or ink on a transparent ground
+    assert channels == 3 or decode(png_of_16_bits(values), "x").pixels.size == (8, 8)
+
+
+def test_twelve_bits_that_a_tiff_declares_are_scaled() -> None:
+    samples = [0, 4095, 2048, 100, 5, 6, 7, 16]
+    data = int("".join(f"{sample:012b}" for sample in samples), 2).to_bytes(12)
+    tags = [(256, 4), (257, 2), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 2), (279, len(data))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    file = struct.pack("<4sI", b"II*\0", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+    pixels = np.asarray(decode(file, "x").pixels)
+    assert pixels[..., 0].tolist() == [[0, 255, 128, 6], [0, 0, 0, 1]]
+
+
 def test_of_several_images_in_a_file_the_first_counts() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     for form in ("GIF", "WEBP", "TIFF", "PNG", "AVIF", "MPO"):

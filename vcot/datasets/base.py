@@ -66,6 +66,9 @@ class ConversionOptions(Options):
     splits: Literal["declared", "by-content"] = setting(
         "declared", "declared: believe rows that name a split (VisCoT's val is our test); by-content: divide all rows"
     )
+    split: Literal["train", "validation", "test"] | None = setting(
+        None, "put all rows into this split, whatever they name; test for a file of your own that is only evaluated"
+    )
     overhang: float = setting(
         5.0, "how far a box may leave its image and be cut at the border; further out it is refused",
         unit="pixels", ge=0, le=100,
@@ -135,7 +138,8 @@ class Dataset:
         rows: makes the rows, of files that are no lists of them, or of none at all (`needs_input`).
         needs_input: it reads files.
         needs_images: what --images-uri is to name, of one that cannot do without.
-        images_beside: the folder beside the first input where images are unless somebody says.
+        images_beside: the folder next to each input that has its images if --images-uri is not given; else they are in
+            the folder of the input.
         licence: of rows that say none.
         splits: what rows call their split → ours, or None where the image decides.
         names_rows: rows may bring ids of their own.
@@ -227,6 +231,7 @@ class ConversionContext(Generic[O]):
         part: what the ids of these rows begin with, in a run of several parts.
         limit: so many rows from the first on count. weight: of its rows in the result, beside those of other parts;
             None: all rows are wanted.
+        image_folders: URI of an input → the folder of its images below the images' folder, ending with a slash.
         benchmarks, benchmark_images: files whose images are not to be learned from, and where those are.
     """
 
@@ -244,6 +249,7 @@ class ConversionContext(Generic[O]):
     weight: Fraction | None = None
     benchmarks: Sequence[Input] = ()
     benchmark_images: DatasetImages | None = None
+    image_folders: Mapping[str, str] = field(default_factory=dict)
 
     @contextmanager
     def named(self) -> Iterator[None]:
@@ -288,7 +294,9 @@ class ConversionContext(Generic[O]):
         )
 
     def declared(self, row: Row) -> Split | None:
-        """The split that the row itself names; None where its image decides."""
+        """Return the split of --split, or else the one that the row names; None where its image decides."""
+        if self.options.split is not None:
+            return self.options.split
         if self.options.splits == "by-content":
             return None
         origin = row.value.get("origin")
@@ -341,7 +349,9 @@ class ConversionContext(Generic[O]):
             BoxError, Refused: it is none, or it leaves the image too far.
         """
         x1, y1, x2, y2 = numbers(edges)
-        return Box.from_pixels(x1, y1, x2, y2, width=image.width, height=image.height, overhang=self.options.overhang)
+        box = Box.from_pixels(x1, y1, x2, y2, width=image.width, height=image.height, overhang=self.options.overhang)
+        check_pixels(box)
+        return box
 
     def boxes(self, many: Any, image: Image) -> tuple[Box, ...]:
         """Several, each one once; a box list is evidence as a whole, so one bad box refuses all.
@@ -370,19 +380,39 @@ def given_id(row: Row) -> str | None:
 
 
 def same_size(said: Mapping[str, Any], image: Image) -> None:
-    """Holds the size that a row says its image has against the image; many rows say none. Raises Refused: they differ,
-    so that its boxes are of another image.
-    """
+    """Compare the size that a row states with the image; many rows state none. Raises Refused: they differ."""
     width, height = said.get("width"), said.get("height")
     if width is None and height is None:
         return
     if type(width) is not int or type(height) is not int:
         raise Refused(Reason.WRONG_SHAPE, f"width and height are whole pixels; got {width!r:.40} and {height!r:.40}")
-    if (width, height) != (image.width, image.height):
+    check_size((width, height), image)
+
+
+def check_size(stated: tuple[Any, Any], image: Image) -> None:
+    """Raise Refused if the stated width and height are not those of the upright image: its boxes are of another one.
+
+    Nothing is stated where both are None.
+    """
+    size = (image.width, image.height)
+    if stated in ((None, None), size):
+        return
+    why = "upright, as EXIF turns it"
+    if stated == size[::-1]:
+        why += "; if the boxes are of the image as it is stored, write the rotation into the pixels of the file first"
+    raise Refused(
+        Reason.IMAGE_SIZE_DIFFERS,
+        f"the row says {stated[0]!r:.20} x {stated[1]!r:.20} pixels, {image.uri} has {size[0]} x {size[1]} ({why})",
+    )
+
+
+def check_pixels(box: Box) -> None:
+    """Raise Refused if a box is below a pixel in both directions: fractions that were read as pixels are."""
+    if box.x2 - box.x1 < 1 and box.y2 - box.y1 < 1:
         raise Refused(
-            Reason.IMAGE_SIZE_DIFFERS,
-            f"the row says {width} x {height} pixels, {image.uri} has {image.width} x {image.height} "
-            "(upright, as EXIF turns it)",
+            Reason.BOX_TOO_SMALL,
+            f"{[round(edge, 3) for edge in box.as_list()]} is smaller than one pixel; are its numbers fractions of the "
+            "image, or of another frame?",
         )
 
 

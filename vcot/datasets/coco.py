@@ -21,7 +21,10 @@ that most images show (`popular`), or those that most often stand beside what th
 
 Nothing is asked about the category of a crowd in its image, because nobody knows how many there are. An annotation
 whose image or category is not in the file is refused as a row of its own, and puts in doubt what it may be of: what is
-in doubt is not counted, not pointed at as all that there is, and not denied.
+in doubt is not counted, not pointed at as all that there is, and not denied. So is a category of whose subcategories
+(`supercategory`) the image shows one; a category that only groups others, as Roboflow's root does, is not asked about.
+Of images with LVIS's federated labels, only categories in `neg_category_ids` are denied, and those in
+`not_exhaustive_category_ids` are not counted.
 
 The file is not a list of rows: annotations have to be brought to their images first. That happens in a database on
 the scratch disk, so that memory does not grow with the file.
@@ -39,12 +42,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any, Literal
 
@@ -57,6 +61,7 @@ from vcot.datasets.base import (
     QuestionKind,
     QuestionOptions,
     WordingOptions,
+    check_size,
     dataset,
     hub_name,
     numbers,
@@ -120,7 +125,11 @@ def rows(context: ConversionContext[CocoOptions]) -> Iterator[Row]:
             for row in _questions(context, source, index):
                 asked += 1
                 yield row
-            unmatched = () if context.own.unmatched_annotations == "ignore" else _unmatched(source, index)
+            unmatched = (
+                ()
+                if context.own.unmatched_annotations == "ignore"
+                else chain(_unmatched(source, index), _nameless(context, source, index))
+            )
             if not asked:
                 because = next((f"; {row.fault.detail}" for row in unmatched if row.fault), "")
                 kinds = ",".join(context.own.questions)
@@ -154,22 +163,16 @@ def sample(row: Row, context: ConversionContext[CocoOptions]) -> Sample:
     path = entry.get("file_name")
     if not isinstance(path, str) or not path:
         raise Refused(Reason.WRONG_SHAPE, f"file_name of image {entry.get('id')!r} is {path!r:.60}")
-    image = context.images.find(path)
-    size = (entry.get("width"), entry.get("height"))
-    if size != (None, None) and size != (image.width, image.height):
-        raise Refused(
-            Reason.IMAGE_SIZE_DIFFERS,
-            f"the file says {size[0]} x {size[1]} pixels, {image.uri} has {image.width} x {image.height}",
-        )
+    image = context.images.find(said["folder"] + path)
+    check_size((entry.get("width"), entry.get("height")), image)
     boxes = tuple(dict.fromkeys(_box(written, image, context) for written in said["boxes"]))
     if kind == "where" and len(boxes) != 1:
         raise Refused(Reason.WRONG_SHAPE, f"where is asked about one {category}, and there are {len(boxes)}")
     wording = context.own.one_of(PHRASINGS[kind], row.id, context.options.seed)
-    article = "an" if category[:1].lower() in "aeiou" else "a"
     return Sample(
         id=row.id,
         images=(image,),
-        question=wording.format(one=category, a=f"{article} {category}", many=plural(category)),
+        question=wording.format(one=category, a=with_article(category), many=plural(category)),
         answers=(_answer(kind, boxes, image),),
         evidence=(Mention(category, boxes),) if boxes else (),
         origin=context.origin(row, image, said["dataset"], said["licence"]),
@@ -185,7 +188,12 @@ def _answer(kind: QuestionKind, boxes: Sequence[Box], image: Image) -> str:
 
 
 def _box(written: Any, image: Image, context: ConversionContext) -> Box:
-    """Raises BoxError, in the words of the file: left, top, width, height."""
+    """Return the box of a `bbox` in the file. Raises BoxError, Refused: it is none, or it is rotated."""
+    if isinstance(written, dict) or (isinstance(written, list) and len(written) == 5):
+        raise Refused(
+            Reason.BOX_MALFORMED, f"bbox {written!r:.80} is a rotated box; replace it by the upright box around it, "
+            "[x, y, width, height]"
+        )  # fmt: skip
     try:
         x, y, width, height = numbers(written)
         return context.box([x, y, x + width, y + height], image)
@@ -202,11 +210,13 @@ def _box(written: Any, image: Image, context: ConversionContext) -> Box:
 
 def _questions(context: ConversionContext[CocoOptions], source: Input, index: sqlite3.Connection) -> Iterator[Row]:
     doubting = context.own.unmatched_annotations == "doubt"
-    written = dict(index.execute("select id, name from categories where id is not null order by rowid"))
-    names = _chosen(context, source, written)
+    categories = _Categories.read(context, source, index)
+    names, written = categories.chosen, categories.names
     of_no_image = "select distinct category from unmatched where not of_image"
     anywhere = {category for (category,) in index.execute(of_no_image)} if doubting else set()
     licences = dict(index.execute("select id, name from licences"))
+    is_federated = index.execute("""select 1 from images where entry like '%"neg_category_ids"%'""").fetchone()
+    folder = context.image_folders.get(source.uri, "")
     own = context.own
     frequency = None if own.absent_by in (None, "random") else _frequency(index, names)
     seen_before = "rowid > (select min(rowid) from images as first where first.id = images.id)"
@@ -236,14 +246,22 @@ def _questions(context: ConversionContext[CocoOptions], source: Input, index: sq
                 boxes[names[category]].append(json.loads(box))
         doubted = anywhere | (found - written.keys() if doubting else set())
         in_doubt = {name for number, name in names.items() if number in doubted or not doubted <= written.keys()}
+        partial = [
+            *map(_key, _listed(entry, "not_exhaustive_category_ids")),
+            *(parent for number in found for parent in categories.ancestors.get(number, ())),
+        ]
+        in_doubt |= {names[number] for number in partial if number is not None and number in names}
         common = {
-            "image": entry, "split": entry.get("split") if own.absent_by is None else "test",
+            "image": entry, "folder": folder, "split": entry.get("split") if own.absent_by is None else "test",
             "dataset": _dataset(source),
             "licence": licences.get(_key(entry.get("license"))),
         }  # fmt: skip
         of = f"{source.name}:{image_id}"
         counts = {name: 0 if name in crowded else len(boxes.get(name, ())) for name in names.values()}
         absent = [name for name in counts if not (name in boxes or name in crowded or name in in_doubt)]
+        if is_federated:
+            verified = {names.get(_key(number) or "") for number in _listed(entry, "neg_category_ids")}
+            absent = [name for name in absent if name in verified]
         if own.absent_by is None:
             asked = [*_of_present(own, counts, in_doubt), *_of_absent(own, of, absent)]
         else:
@@ -310,18 +328,97 @@ def _balanced(
     return [("presence", thing) for pair in pairs for thing in pair]
 
 
-def _chosen(context: ConversionContext[CocoOptions], source: Input, written: Mapping[str, str]) -> dict[str, str]:
-    """Category id → the name that is spoken, of the categories that are asked about. Raises SettingsError: --categories
-    or --category-names name one that the file has not.
+def _listed(entry: Mapping[str, Any], name: str) -> list[Any]:
+    return value if isinstance(value := entry.get(name), list) else []
+
+
+# ----------------------------------------------------------------------------------------------- categories
+
+_PLACEHOLDERS = {"n/a", "none", "null", "nan"}
+_MARKUP = re.compile(r"<\S[^>]*>|[{}]")
+_SOUNDS_LIKE_A_VOWEL = re.compile(r"(?!uni(?!n)|us[abe]|u[tk]|eu|one\b|ubi)[aeiou]|hour|honest|heir", re.IGNORECASE)
+
+
+def spoken_name(written: Any) -> str | None:
+    """Return a category's name as questions use it: `traffic_light` is "traffic light". None: it has no usable name."""
+    text = " ".join(written.replace("_", " ").split()) if isinstance(written, str) else _key(written) or ""
+    if text.casefold() in _PLACEHOLDERS or _MARKUP.search(text) or not any(map(str.isalnum, text)):
+        return None
+    return text
+
+
+def with_article(name: str) -> str:
+    """Return the name behind "a" or "an", by its sound: "an hour glass", "a USB stick"."""
+    return f"{'an' if _SOUNDS_LIKE_A_VOWEL.match(name) else 'a'} {name}"
+
+
+@dataclass(frozen=True)
+class _Categories:
+    """The categories of a file.
+
+    Attributes:
+        names: id → the name in the file.
+        chosen: id → the name in questions, of the categories that are asked about.
+        nameless: ids of categories without a usable name.
+        ancestors: id → the categories that it belongs to, by `supercategory`, directly or not.
     """
+
+    names: Mapping[str, str]
+    chosen: Mapping[str, str]
+    nameless: frozenset[str]
+    ancestors: Mapping[str, frozenset[str]]
+
+    @classmethod
+    def read(cls, context: ConversionContext[CocoOptions], source: Input, index: sqlite3.Connection) -> _Categories:
+        """Raises SettingsError: --categories or --category-names name one that is not in the file."""
+        entries = index.execute("select id, name, parent from categories where id is not null order by rowid")
+        names, parents = {}, {}
+        for number, name, parent in entries:
+            names[number], parents[number] = json.loads(name), json.loads(parent)
+        spoken = _renamed(context, source, names)
+        ids = {name.casefold(): number for number in names if (name := spoken_name(names[number])) is not None}
+        above = {number: ids.get((spoken_name(parent) or "").casefold(), number) for number, parent in parents.items()}
+        ancestors = {number: frozenset(_above(number, above)) for number in names}
+        annotated = {category for (category,) in index.execute("select distinct category from annotations")}
+        groups = {parent for parents in ancestors.values() for parent in parents} - annotated
+        wanted = context.own.categories
+        chosen = {
+            number: name
+            for number, name in spoken.items()
+            if number not in groups and (not wanted or name in wanted or str(names[number]) in wanted)
+        }
+        return cls(
+            {number: str(name) for number, name in names.items()}, chosen, frozenset(names.keys() - spoken), ancestors
+        )
+
+
+def _renamed(context: ConversionContext[CocoOptions], source: Input, names: Mapping[str, Any]) -> dict[str, str]:
+    """Return id → the name in questions, of all categories that have one."""
     renamed = {old.strip(): new.strip() for old, new in (pair.split("=", 1) for pair in context.own.category_names)}
-    wanted = context.own.categories
-    spoken = {number: renamed.get(name, name) for number, name in written.items()}
-    known = {*written.values(), *spoken.values()}
-    if strange := [name for name in (*renamed, *wanted) if name not in known]:
+    written = {number: str(name).strip() for number, name in names.items()}
+    cleaned = {number: spoken_name(name) for number, name in names.items()}
+    spoken = {
+        number: new
+        for number, name in cleaned.items()
+        if (new := renamed.get(written[number]) or renamed.get(name or "") or name) is not None
+    }
+    known = {*written.values(), *cleaned.values(), *spoken.values()}
+    if strange := [name for name in (*renamed, *context.own.categories) if name not in known]:
         there = ", ".join(sorted(written.values()))
         raise SettingsError(f"{source.uri} has no category {', '.join(map(repr, strange))}; it has {there}")
-    return {n: name for n, name in spoken.items() if not wanted or name in wanted or written[n] in wanted}
+    return spoken
+
+
+def _above(number: str, above: Mapping[str, str]) -> set[str]:
+    """Return the ancestors of a category; a category is its own parent where it has none."""
+    passed: set[str] = set()
+    while (parent := above[number]) != number and parent not in passed:
+        passed.add(parent)
+        number = parent
+    return passed
+
+
+# ------------------------------------------------------------------------- annotations that nothing is asked about
 
 
 def _dataset(source: Input) -> str:
@@ -345,12 +442,25 @@ def _unmatched(source: Input, index: sqlite3.Connection) -> Iterator[Row]:
         yield Row(f"{source.name}:annotation-{number}", value, Refused(Reason.ANNOTATION_UNMATCHED, detail))
 
 
+def _nameless(context: ConversionContext[CocoOptions], source: Input, index: sqlite3.Connection) -> Iterator[Row]:
+    """Yield a refused row for each annotation of a category that has no name to ask about."""
+    categories = _Categories.read(context, source, index)
+    for category in sorted(categories.nameless):
+        detail = (
+            f"the category {category} of this annotation is called {categories.names[category]!r:.60}, which is no "
+            "name to ask about; correct it, or give it one with --category-names"
+        )
+        for number, image in index.execute("select rowid, image from annotations where category = ?", (category,)):
+            value = {"annotation": number, "image_id": image, "category_id": category, "dataset": _dataset(source)}
+            yield Row(f"{source.name}:annotation-{number}", value, Refused(Reason.WRONG_SHAPE, detail))
+
+
 # ------------------------------------------------------------------------------------------- the database
 
 _TABLES = """
 create table images (id text, entry text);
 create table annotations (image text, category text, box text, crowd int);
-create table categories (id text, name text);
+create table categories (id text, name text, parent text);
 create table licences (id text, name text);
 """
 _MATCHES = """
@@ -369,10 +479,13 @@ _INSERTS: Mapping[str, tuple[str, Callable[[dict[str, Any]], tuple[Any, ...]]]] 
     "annotations": (
         "insert into annotations values (?, ?, ?, ?)",
         lambda e: (
-            _key(e.get("image_id")), _key(e.get("category_id")), json.dumps(e.get("bbox")), bool(e.get("iscrowd"))
+            _key(e.get("image_id")), _key(e.get("category_id")), json.dumps(_bbox(e)), bool(e.get("iscrowd"))
         ),
     ),
-    "categories": ("insert into categories values (?, ?)", lambda e: (_key(e.get("id")), str(_key(e.get("name"))))),
+    "categories": (
+        "insert into categories values (?, ?, ?)",
+        lambda e: (_key(e.get("id")), json.dumps(e.get("name")), json.dumps(e.get("supercategory"))),
+    ),
     "licenses": ("insert into licences values (?, ?)", lambda e: (_key(e.get("id")), _key(e.get("name")))),
 }  # fmt: skip
 
@@ -394,6 +507,7 @@ def _index(context: ConversionContext[CocoOptions], source: Input) -> Iterator[s
 
 def _fill(index: sqlite3.Connection, context: ConversionContext[CocoOptions], source: Input) -> None:
     index.executescript("pragma journal_mode = off; pragma synchronous = off;" + _TABLES)
+    has_pixels = False
     with opened(context.store, source) as stream:
         if form_of_file(stream) != "coco":
             raise InputError(
@@ -406,6 +520,8 @@ def _fill(index: sqlite3.Connection, context: ConversionContext[CocoOptions], so
                     raise InputError(f"{source.uri}: {part} holds {entry!r:.60}, not JSON objects")
                 insert, fields = _INSERTS[part]
                 index.execute(insert, fields(entry))
+                if part == "annotations":
+                    has_pixels = has_pixels or not _is_below_a_pixel(entry.get("bbox"))
     index.executescript(_MATCHES)
     index.commit()
     counts = {}
@@ -413,12 +529,33 @@ def _fill(index: sqlite3.Connection, context: ConversionContext[CocoOptions], so
         (counts[table],) = index.execute(f"select count(*) from {table}").fetchone()
         if not counts[table]:
             raise InputError(f"{source.uri}: there are no {table} in it")
+    if not has_pixels:
+        raise InputError(
+            f"{source.uri}: every bbox is smaller than one pixel, so they are probably fractions of the image; a bbox "
+            "is [x, y, width, height] in pixels: multiply by the width and height of each image"
+        )
     of_image, of_category = index.execute("select sum(not of_image), sum(not of_category) from unmatched").fetchone()
     if of_image is not None:
         logging.get().warning(
             "annotations of no image or no category in the file", file=source.uri, annotations=counts["annotations"],
             of_no_image=of_image, of_no_category=of_category, unmatched_annotations=context.own.unmatched_annotations,
         )  # fmt: skip
+
+
+def _bbox(entry: Mapping[str, Any]) -> Any:
+    """Return the `bbox` of an annotation; with its angle where it is rotated, as CVAT writes that."""
+    attributes = entry.get("attributes")
+    for fields in (entry, attributes if isinstance(attributes, dict) else {}):
+        for name in ("rotation", "angle"):
+            angle = fields.get(name)
+            if isinstance(angle, int | float) and angle % 180:
+                return {"bbox": entry.get("bbox"), name: angle}
+    return entry.get("bbox")
+
+
+def _is_below_a_pixel(bbox: Any) -> bool:
+    numeric = isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(edge, int | float) for edge in bbox)
+    return numeric and bbox[2] < 1 and bbox[3] < 1
 
 
 def _key(value: Any) -> str | None:

@@ -25,6 +25,7 @@ from vcot.reports.conversion import SHOWN
 from vcot.reports.examples import Edges, ExampleSampler, ShownBox, ShownExample
 from vcot.reports.rendering import shorten
 from vcot.storage.images import ImageError
+from vcot.uris import redact_credentials
 
 _LONGEST = 1200
 """Characters of a text."""
@@ -115,7 +116,7 @@ def _shortened(value: Any, depth: int = 0) -> Any:
     if isinstance(value, bytes):
         return f"({len(value):,} bytes)"
     if isinstance(value, str):
-        return shorten(value, 240)
+        return shorten(redact_credentials(value), 240)
     if isinstance(value, int) and abs(value) > 1 << 64:
         return "(a whole number of more than 64 bits)"
     if not isinstance(value, dict | list):

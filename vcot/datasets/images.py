@@ -385,9 +385,9 @@ def archive_at(
     if chunks is None:
         return None
     uri = join(folder.uri, name)
-    if look and folder.store.stat(uri) is None:
+    if look and (folder.store.stat(uri) is None or not folder.has_begun()):  # a failed attempt may have named another
         made = indexed(chunks, index_uri or join(folder.uri, "archive"), scratch)
-        folder.store.write_once(uri, made.model_dump_json(indent=1).encode() + b"\n")
+        folder.store.write(uri, made.model_dump_json(indent=1).encode() + b"\n")
     try:
         index = Index.model_validate_json(folder.store.read(uri))
     except NotFound:

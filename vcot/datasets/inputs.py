@@ -28,11 +28,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from vcot.datasets.jsontext import LONGEST, TOO_DEEP, Entry, entries, entries_at
-from vcot.errors import InputError
+from vcot.errors import InputError, SettingsError
 from vcot.records import Folder, Reason
 from vcot.storage import Changed, Store, join, state_of
 from vcot.storage import name as last_part
@@ -105,6 +106,29 @@ def find(store: Store, uris: Sequence[str]) -> tuple[Input, ...]:
             raise _changed(uri)
         inputs.append(Input(uri, name, store.digest(uri), stored.size, stored.state))
     return tuple(inputs)
+
+
+def folders_beside(store: Store, inputs: Sequence[Input], name: str) -> tuple[str, dict[str, str]]:
+    """Find the images of inputs for which no folder was named: in the folder `name` next to each, else in its own.
+
+    Returns:
+        The folder that holds all of them, and URI of an input → where below it, ending with a slash; {} for one folder.
+
+    Raises:
+        SettingsError: the inputs have no folder in common.
+    """
+    places = {}
+    for file in inputs:
+        own = file.uri.rpartition("/")[0] or "."
+        beside = join(own, name)
+        places[file.uri] = beside if next(store.list(beside), None) is not None else own
+    if len(folders := sorted(set(places.values()))) == 1:
+        return folders[0], {}
+    steps = zip(*(folder.split("/") for folder in folders), strict=False)
+    base = "/".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, steps))
+    if base in ("", "s3:", "s3:/"):
+        raise SettingsError(f"--images-uri is missing: {', '.join(folders)[:300]} have no folder in common")
+    return base, {uri: f"{place.removeprefix(base).strip('/')}/".lstrip("/") for uri, place in places.items()}
 
 
 def _changed(uri: str) -> Changed:

@@ -58,10 +58,17 @@ class Note(NamedTuple):
 
 
 def informed(
-    contexts: Sequence[ConversionContext], folder: Folder, *, look: bool, workers: Workers, readers: int
-) -> list[ConversionContext]:
-    """The contexts that know it. The first that asks finds it out, and leaves it in the stage's folder. Raises
-    InputError: nobody has found it out yet and `look` is false (another process should have).
+    contexts: Sequence[ConversionContext], folder: Folder, *, look: bool, workers: Workers, readers: int,
+    begin: Callable[[], None] = lambda: None,
+) -> list[ConversionContext]:  # fmt: skip
+    """Return the contexts with what prepare knows of all rows; the first call works it out and stores it.
+
+    Args:
+        look: work it out if it is not stored yet.
+        begin: called before anything is stored, when all rows have been read: from here on the settings are fixed.
+
+    Raises:
+        InputError: it is not stored yet and `look` is false.
     """
     for context in contexts:
         fetch_offsets(folder, context.scratch, context.inputs)
@@ -72,6 +79,7 @@ def informed(
         if not look:
             raise InputError(f"{join(folder.uri, NAME)} is missing: --part prepare comes before --part shards")
         prepared = survey(contexts, workers, readers)
+        begin()
         for context in contexts:
             leave_offsets(folder, context.scratch, context.inputs)
         found = prepared.model_dump(mode="json")

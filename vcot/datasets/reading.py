@@ -19,6 +19,7 @@ from vcot.grounding import BoxError
 from vcot.records import Reason, Rejection, Sample
 from vcot.records.sample import IMAGE_REASONS
 from vcot.storage.images import ImageError
+from vcot.uris import redact_credentials
 
 BLOCK = 256
 """Rows that are looked at by one process in prepare: neighbours often share an image."""
@@ -56,7 +57,8 @@ def one(row: Row, context: ConversionContext) -> Sample | Rejection:
 
 
 def _rejection(row: Row, reason: Reason, detail: str) -> Rejection:
-    readable = detail[:500].encode(errors="replace").decode()  # half a surrogate pair is no text, but may be in JSON
+    # Half a surrogate pair is no text, but may be in JSON.
+    readable = redact_credentials(detail)[:500].encode(errors="replace").decode()
     return Rejection(id=row.id, stage="convert", reason=reason, detail=readable)
 
 

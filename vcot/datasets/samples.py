@@ -9,9 +9,9 @@ Messages are of the user and the assistant by turns. The last reply is the answe
 stand in the turns of the user, or their paths in a list `images` beside them: each at its own <image> in the texts
 where there are as many of these, else all in the first turn. Within a turn they come before its text.
 The reply is read in any dialect of `vcot.grounding`; in which numbers it writes its boxes has to be declared (--frame),
-because no text can tell. What is stated after "Answer:" is the answer, the text before it the reasoning; a reply that
-states none is the answer itself. A system message is left out. Conversations are read in the same way, each round as
-a row (llava_cot.py) with the earlier rounds as turns, which are not learned again.
+because no text can tell. What is stated after "Answer:" is the answer, the text before it or in <think> the reasoning;
+a reply that states none is the answer itself (replies.py). A system message is left out. Conversations are read in the
+same way, each round as a row (llava_cot.py) with the earlier rounds as turns, which are not learned again.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from vcot.datasets.base import BOX_REASONS, ConversionContext, Form, dataset, text
+from vcot.datasets.base import ConversionContext, Form, dataset, text
 from vcot.datasets.inputs import Refused, Row
 from vcot.datasets.llava_cot import CONVERSATIONS, asked_in, image_of, images_beside, round_of, rounds
 from vcot.datasets.quality import NEUTRAL
+from vcot.datasets.replies import read_question, read_reply, read_trace, split_thought
 from vcot.errors import SettingsError
-from vcot.grounding import Box, FrameName, FrameSpec, Mention, Trace, tags
+from vcot.grounding import Box, FrameName, FrameSpec, Mention, Trace
 from vcot.records import Image, Reason, Sample
 from vcot.records.sample import Turn
 from vcot.settings import Options, setting
@@ -241,11 +242,11 @@ def _answered(
     if not images:
         raise Refused(Reason.WRONG_SHAPE, "a row has an image or several; none is shown up to this question")
     image = images[0]
-    trace, answer = _reply(said[-1].reply, image, spec)
+    trace, answer = read_reply(said[-1].reply, image, spec, said[-1].asked)
     turns: list[Turn] = []
     for turn in said[:-1]:
-        asked = turn.asked.replace("<image>", "").strip() if turn.images else asked_in(turn.asked)
-        replied = _grounded(turn.reply.strip(), image, spec)
+        asked = read_question(turn.asked.replace("<image>", "") if turn.images else asked_in(turn.asked))
+        replied = read_trace("\n".join(filter(None, map(str.strip, split_thought(turn.reply)))), image, spec)
         if not replied.parts:
             raise Refused(Reason.NO_ANSWER, f"nothing is replied to {asked!r:.80}")
         turns.append(Turn(role="user", said=Trace((asked,)), images=len(turn.images)))
@@ -255,7 +256,7 @@ def _answered(
         id=context.id_of(row),
         images=tuple(images),
         turns=tuple(turns),
-        question=asked_in(said[-1].asked),
+        question=read_question(asked_in(said[-1].asked)),
         answers=(answer,),
         reasoning=(trace,) if reasoned else (),
         evidence=_gathered(trace),
@@ -291,33 +292,6 @@ def _address(part: Mapping[str, Any]) -> str | None:
     if not isinstance(said, str):
         raise Refused(Reason.WRONG_SHAPE, f"an image is a URL, a path or a data URL; got {said!r:.60}")
     return said
-
-
-def _reply(said: str, image: Image, spec: FrameSpec) -> tuple[Trace, str]:
-    """Reasoning and answer. A reply that marks no answer is the answer, and its boxes stay in the reasoning."""
-    before, answer, *_ = tags.read_reply(said, marked=True)
-    trace = _grounded(before, image, spec)
-    if answer is None:
-        answer = " ".join(trace.text.split())
-        trace = trace if trace.boxes else Trace(())
-    if not answer:
-        raise Refused(Reason.NO_ANSWER, f"no answer is stated in {said[-80:]!r}")
-    return trace, answer
-
-
-def _grounded(said: str, image: Image, spec: FrameSpec) -> Trace:
-    """A text with the places that it names. Raises Refused: a box in it is none."""
-    frame = spec.on(image.width, image.height)
-    parsed = tags.parse(said, frame)
-    if parsed.faults:
-        fault = parsed.faults[0]
-        raise Refused(
-            BOX_REASONS[fault.kind],
-            f"{fault.text[:80]!r} ({fault.kind.replace('_', ' ')}): a label is followed by its box, [x1, y1, x2, y2] "
-            f"with x1 < x2 and y1 < y2; the frame {frame.name} runs over {frame.range} on an image of "
-            f"{image.width} x {image.height} pixels",
-        )
-    return parsed.trace
 
 
 def _gathered(trace: Trace) -> tuple[Mention, ...] | None:

@@ -272,7 +272,7 @@ class Verification:
 
     def negative_of(self, sample: Sample, trace: Trace, answer: str) -> Sample | None:
         """The row with its wrong answer, to learn from, where that is asked for."""
-        if self.options.wrong_answers == "refuse":
+        if self.options.wrong_answers == "refuse" or not answer.strip():
             return None
         return sample.model_copy(update={"reasoning": (trace,), "answers": (answer,)})
 

@@ -34,7 +34,7 @@ class EvaluationConfig(BaseModel):
 
     base_uri: str | None = setting(
         None, "where the base model lies, if no longer where train found it; must be the same to the byte",
-        shapes_result=False,
+        shapes_result=False, existing_folder=True,
     )  # fmt: skip
     native_form: Literal["auto", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "internvl", "as-tuned"] = setting(
         "auto", "how a base, a checkpoint or an endpoint's model points by itself: its family's frame, notation and "

@@ -17,7 +17,7 @@ from vcot.evaluation import page
 from vcot.evaluation.config import CONDITIONS, WAYS, EvaluationConfig, Way
 from vcot.evaluation.gates import judge_gates, raise_if_failed
 from vcot.evaluation.models import ModelRunner, Models
-from vcot.evaluation.report import build, gather
+from vcot.evaluation.report import build, gather, split_notes
 from vcot.evaluation.runner import Baselines, EvaluationRunner, partners, read_replies, units
 from vcot.evaluation.sample_logs import sample_logs
 from vcot.evaluation.subjects import Subject, is_endpoint
@@ -105,10 +105,13 @@ class Evaluation:
         by_split: dict[str, list[Sample]] = {}
         for sample in self._every():
             by_split.setdefault(sample.origin.split, []).append(sample)
+        self.stored = {split: len(each) for split, each in by_split.items()}
         wanted, limit = self.config.split, self.config.max_samples
         if wanted == "auto":
             wanted = "test" if "test" in by_split else "validation"
         chosen = by_split.get(wanted, [])
+        for note in split_notes(wanted, self.stored):
+            logging.get().warning(note)
         if not chosen:
             there = ", ".join(f"{len(each)} {name}" for name, each in sorted(by_split.items())) or "none at all"
             raise InputError(f"there are no samples of the split {wanted} to evaluate on; there are {there}")
@@ -146,7 +149,7 @@ class Evaluation:
             replies["viscot"], judge = self._judged(self.config.judge, replies["viscot"])
         report = build(
             evidence, split=split, seed=seed, made_with=made_with, seconds=by_way, can_score=self.models.can_score,
-            measures=self.config.vote, suites=tables.tables(replies, seed, judge),
+            measures=self.config.vote, suites=tables.tables(replies, seed, judge), stored=self.stored,
         )  # fmt: skip
         report["gates"] = judge_gates(report, self.config)
         html = page.html(report, page.examples(self.store, evidence, report, self.config.overlays, seed))

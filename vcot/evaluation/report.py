@@ -28,6 +28,8 @@ from vcot.reports.rendering import plural
 MOST_GROUPS = 12
 FEW = 20
 """Rows below which a group's figures are called few."""
+SMALL_SHARE = 0.2
+"""Share of all rows below which a split with few rows is named."""
 NEARLY_ALL = 0.9
 """Share of the rows with the same reply to a blank image from which on the summary names it."""
 JUDGED = ("accuracy_at_50", "answer_accuracy")
@@ -197,7 +199,7 @@ def gather(
 def build(
     evidence: Evidence, *, split: str, seed: int, made_with: Mapping[str, Any],
     seconds: Mapping[Way, float] | None = None, can_score: bool = True, measures: Collection[str] = USUAL,
-    suites: Sequence[Mapping[str, Any]] = (),
+    suites: Sequence[Mapping[str, Any]] = (), stored: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The report, ready for JSON.
 
@@ -206,6 +208,7 @@ def build(
         can_score: the subject says how likely it finds a given answer.
         measures: ways of choosing among several replies (vcot.evaluation.voting).
         suites: tables of benchmarks (vcot.evaluation.suites.tables).
+        stored: split → rows, of all samples that could have been evaluated.
     """
     pairs = [pair for pair in PAIRS.values() if all(one in evidence.replies for one in pair)]
     measured = measure(evidence.scores, pairs, seed=seed)
@@ -223,6 +226,7 @@ def build(
             "absent": sum(boxes == () for boxes in true),
             "left_out": evidence.left_out,
             "training_rows": evidence.learned.rows,
+            "stored": dict(stored or {}),
         },
         "results": [
             _row(key, RESULTS, measured.figures[key], tuned)
@@ -568,6 +572,7 @@ def _notes(report: Mapping[str, Any]) -> Iterator[str]:
         )
     if samples["left_out"]:
         yield f"{plural(samples['left_out'], 'row')} left out: the image could not be read."
+    yield from split_notes(samples["split"], samples.get("stored", {}))
     if not samples["training_rows"]:
         yield "No training split was found, so the guesses that learn from it are missing."
     yield from verdict(report.get("probes", ()))
@@ -577,6 +582,25 @@ def _notes(report: Mapping[str, Any]) -> Iterator[str]:
         if cut := cut_off.get(key):
             limit = report["made_with"]["max_new_tokens"]
             yield f"{plural(cut, 'reply', 'replies')} {when} did not end within {limit} tokens."
+
+
+def split_notes(split: str, stored: Mapping[str, int]) -> Iterator[str]:
+    """Yield what a reader must know of the evaluated split: that it is tiny, or that guesses learn from its rows.
+
+    Args:
+        stored: split → rows, of all samples that could have been evaluated.
+    """
+    rows, total = stored.get(split, 0), sum(stored.values())
+    if 0 < rows < FEW and rows < SMALL_SHARE * total:
+        yield (
+            f"Only {plural(rows, 'row')} of {total:,} are of the {split} split, and only these are evaluated. To "
+            "evaluate all rows of a file of your own, convert it with --split test."
+        )
+    if split == "train" and rows:
+        yield (
+            "The average box and the usual answer are learned from the evaluated rows themselves, so both guesses look "
+            "better than they are. Convert rows to measure with by --split test."
+        )
 
 
 def _of_form(key: str, figures: Mapping[str, Any]) -> str:

@@ -39,6 +39,7 @@ class Spelling(NamedTuple):
 # qwen-special   <|object_ref_start|>gear<|object_ref_end|><|box_start|>(100,200),(300,400)<|box_end|>   Qwen2-VL
 # qwen-vl        <ref>gear</ref><box>(100,200),(300,400)</box>                           first generation
 # qwen-json      [{"bbox_2d": [100, 200, 300, 400], "label": "gear"}]                    Qwen2.5-VL, Qwen3-VL
+# only read      [{"box_2d": [200, 100, 400, 300], "label": "gear"}]                     Gemini: y1, x1, y2, x2
 SPELLINGS = {
     "vcot": Spelling(("<ref>", "</ref>"), ("<box>", "</box>"), pairs=False),
     "obj-bbox": Spelling(("<obj>", "</obj>"), ("<bbox>", "</bbox>"), pairs=False),
@@ -381,14 +382,15 @@ class Reader:
         self._add_label(label := Label("", start, end))
         return label
 
-    def _add_boxes(self, label: Label, content: str, start: int, end: int) -> None:
+    def _add_boxes(self, label: Label, content: str, start: int, end: int, *, y_first: bool = False) -> None:
         label.tried = True
         for numbers in _numbers(content):
             if isinstance(numbers, BoxFault):
                 self._fault(numbers, start, end)
                 continue
+            x1, y1, x2, y2 = (numbers[1], numbers[0], numbers[3], numbers[2]) if y_first else numbers
             try:
-                label.boxes.append(self._frame.decode(*numbers))
+                label.boxes.append(self._frame.decode(x1, y1, x2, y2))
                 label.ends.append(end)
             except BoxError as error:
                 self._fault(error.fault, start, end)
@@ -427,12 +429,12 @@ class Reader:
     def _add_object(self, start: int, end: int) -> None:
         fields = _JSON_FIELD.findall(self._text, start, end)
         found = {_unquoted(key): value.strip() for key, value in fields}
-        content = next((found[key] for key in ("bbox_2d", "bbox", "box_2d", "box") if key in found), "")
+        key = next((key for key in ("bbox_2d", "bbox", "box_2d", "box") if key in found), "")
         name = _unquoted(found.get("label", ""))
         if self._current is None or self._current.label != name or not self._in_list:
             self._add_label(Label(name, start, end))
         assert self._current is not None
-        self._add_boxes(self._current, _unquoted(content), start, end)
+        self._add_boxes(self._current, _unquoted(found.get(key, "")), start, end, y_first=key == "box_2d")
         if not self._in_list:
             self._current = None
 

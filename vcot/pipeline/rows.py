@@ -24,7 +24,7 @@ from typing import Any
 from vcot.datasets import DATASETS
 from vcot.datasets.base import ConversionContext, ConversionOptions
 from vcot.datasets.images import DatasetImages
-from vcot.datasets.inputs import find
+from vcot.datasets.inputs import find, folders_beside
 from vcot.datasets.quality import QualityOptions
 from vcot.datasets.reading import all_rows, read, rows_of_shard
 from vcot.distill import DistilledReasoning, lacks_places, needs_teacher, with_reasoning
@@ -279,8 +279,10 @@ def _input(store: Store, settings: Any, scratch: Path) -> _Looked:
     if settings.mix is not None:
         raise SettingsError(f"--mix {settings.mix}: several sources are not looked at before convert is done")
     dataset, images_uri = DATASETS[settings.source], settings.images_uri
+    inputs = find(store, settings.input_uri)
+    folders: dict[str, str] = {}
     if images_uri is None and dataset.images_beside is not None:
-        images_uri = join(settings.input_uri[0].rpartition("/")[0] or ".", dataset.images_beside)
+        images_uri, folders = folders_beside(store, inputs, dataset.images_beside)
     if images_uri is not None and archive.find(store, images_uri) is not None:
         raise SettingsError(f"--images-uri {images_uri}: an archive is not looked into before convert has indexed it")
     images = DatasetImages(
@@ -288,9 +290,9 @@ def _input(store: Store, settings: Any, scratch: Path) -> _Looked:
         max_side=settings.max_image_side,
     )  # fmt: skip
     context: ConversionContext[Any] = ConversionContext(
-        dataset, store, find(store, settings.input_uri), images.below(dataset.in_archive) if images_uri else images,
+        dataset, store, inputs, images.below(dataset.in_archive) if images_uri else images,
         scratch, own=dataset.options.from_settings(settings), options=ConversionOptions.from_settings(settings),
-        rules=QualityOptions.from_settings(settings), limit=settings.limit,
+        rules=QualityOptions.from_settings(settings), limit=settings.limit, image_folders=folders,
     )  # fmt: skip
     if dataset.ready is not None:
         dataset.ready(context)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, GetPydanticSchema, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetPydanticSchema, WithJsonSchema
 from pydantic_core import core_schema
 
 from vcot.grounding import Mention, Trace
 from vcot.redaction import redacted
+from vcot.uris import redact_credentials
 
 _BOX_SCHEMA: dict[str, Any] = {
     "type": "array",
@@ -41,6 +42,9 @@ MentionField = Annotated[Mention, _plain(Mention), WithJsonSchema(_MENTION_SCHEM
 TraceField = Annotated[
     Trace, _plain(Trace), WithJsonSchema({"type": "array", "items": {"anyOf": [{"type": "string"}, _MENTION_SCHEMA]}})
 ]
+
+PublicText = Annotated[str, AfterValidator(redact_credentials)]
+"""Text that quotes a row or a reply in a report: credentials in its URIs are replaced."""
 
 
 class Record(BaseModel):

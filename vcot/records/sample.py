@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationInfo, model_validator
 
 from vcot.grounding import Box, Frame, FrameSpec, Mention, Trace
-from vcot.records.base import MentionField, Record, TraceField
+from vcot.records.base import MentionField, PublicText, Record, TraceField
 from vcot.storage import Store, images
 from vcot.storage.images import DecodedImage
 
@@ -131,6 +131,12 @@ class Sample(Record):
         return rest | version | {"images": () if image is None else (image,)}
 
     @model_validator(mode="after")
+    def _answers_are_not_blank(self) -> Self:
+        if not all(map(str.strip, self.answers)):
+            raise ValueError(f"an answer is blank: {list(self.answers)!r:.80}")
+        return self
+
+    @model_validator(mode="after")
     def _turns_alternate(self) -> Self:
         if [turn.role for turn in self.turns] != ["user", "assistant"] * (len(self.turns) // 2):
             raise ValueError("turns are one of the user, one of the assistant, and so on, up to one of the assistant")
@@ -236,6 +242,7 @@ class Reason(StrEnum):
     BOX_EMPTY = "box-empty"
     BOX_OUTSIDE = "box-outside"
     BOX_COPIES_DISAGREE = "box-copies-disagree"
+    BOX_NOTATION = "box-notation"
     BOX_TOO_SMALL = "box-too-small"
     BOX_TOO_LARGE = "box-too-large"
     BOX_TOO_THIN = "box-too-thin"
@@ -291,9 +298,11 @@ class Rejection(Record):
     id: str
     stage: str
     reason: Reason
-    detail: str = Field("", description="the thing as it was written, and what would be right")
+    detail: PublicText = Field("", description="the thing as it was written, and what would be right")
     part: str = Field("", description="what of the row was refused, where the rest of it was kept; empty: all of it")
-    said: tuple[str, ...] = Field((), description="what a teacher said about the row, in the order in which it did")
+    said: tuple[PublicText, ...] = Field(
+        (), description="what a teacher said about the row, in the order in which it did"
+    )
     negative: Sample | None = Field(
         None, description="the row with the teacher's reasoning and its wrong answer, where those are asked for"
     )

@@ -208,18 +208,27 @@ class Folder(Generic[ShardMetadata, StageMetadata]):
     # --- the whole -----------------------------------------------------------------------------
 
     def begin(self, settings: Settings, inputs: Mapping[str, str]) -> None:
-        """Writes ``settings.json``, or holds the one that is there against these settings and inputs (URI → sha256).
+        """Write ``settings.json``, or compare these settings and inputs (URI → sha256) with the file that exists.
 
         Raises:
-            SettingsError: a run with other settings that shape the result stands on this prefix (says which differ).
-            InputError: an input is no longer what it was when this run began.
+            SettingsError: a run with other settings that shape the result uses this prefix; names those that differ.
+            InputError: an input has changed since this run began.
         """
-        mine: dict[str, Any] = {"settings": settings.fingerprint(), "inputs": dict(inputs), "code": __version__}
-        uri = join(self.uri, "settings.json")
-        if self.store.write_once(uri, _json(mine | {"all_settings": settings.model_dump(mode="json")})):
-            return
+        uri, mine = join(self.uri, "settings.json"), _started_with(settings, inputs)
+        if not self.store.write_once(uri, _json(mine | {"all_settings": settings.model_dump(mode="json")})):
+            self.check_settings(settings, inputs)
+
+    def has_begun(self) -> bool:
+        """Return True if ``settings.json`` exists: the settings of this run are fixed."""
+        return self.store.stat(join(self.uri, "settings.json")) is not None
+
+    def check_settings(self, settings: Settings, inputs: Mapping[str, str]) -> None:
+        """Compare these settings and inputs with ``settings.json``, if there is one. Raises as `begin` does."""
+        uri, mine = join(self.uri, "settings.json"), _started_with(settings, inputs)
         try:
             there = json.loads(self.store.read(uri))
+        except NotFound:
+            return
         except ValueError as error:
             raise InputError(f"{uri} is damaged ({error}). {_make_again(self.uri)}") from None
         differing = [
@@ -237,10 +246,6 @@ class Folder(Generic[ShardMetadata, StageMetadata]):
                 raise InputError(f"{name} has changed since {self.uri} was begun; use another run name")
         if there["code"] != __version__:
             logging.get().warning("begun by another code version", was=there["code"], now=__version__)
-
-    def has_begun(self) -> bool:
-        """Return True if settings are written down that a further command must share."""
-        return self.store.stat(join(self.uri, "settings.json")) is not None
 
     def whole(self, settings: Settings, inputs: Mapping[str, str]) -> StageMarker[ShardMetadata, StageMetadata] | None:
         """The marker of the whole stage, and a line that says so; None where something is left to do.
@@ -464,6 +469,10 @@ def fetch_file(store: Store, stage_uri: str, file: File, folder: Path) -> Path:
             f"{file.size} bytes with {file.sha256[:12]}…; it is truncated or was changed. {_make_again(stage_uri)}"
         )
     return path
+
+
+def _started_with(settings: Settings, inputs: Mapping[str, str]) -> dict[str, Any]:
+    return {"settings": settings.fingerprint(), "inputs": dict(inputs), "code": __version__}
 
 
 def _make_again(stage_uri: str) -> str:

@@ -22,7 +22,7 @@ from pydantic import Field, TypeAdapter
 from vcot.errors import InputError
 from vcot.grounding import Box, Mention
 from vcot.records import Folder, Image
-from vcot.records.base import Record, TraceField
+from vcot.records.base import PublicText, Record, TraceField
 from vcot.records.shards import ShardMarker
 from vcot.redaction import redacted
 from vcot.storage import NotFound, Store, images, join
@@ -69,15 +69,15 @@ class ShownExample(Record):
     group: str = Field(description="kept, or refused:<reason>, or part:<reason> of a row that was kept")
     split: str = ""
     part: str = Field("", description="what of the row was refused, where the rest of it was kept")
-    detail: str = ""
-    said: tuple[str, ...] = Field((), description="what the teacher said")
-    written: str = Field("", description="of a row that convert refused: what it says, as JSON")
+    detail: PublicText = ""
+    said: tuple[PublicText, ...] = Field((), description="what the teacher said")
+    written: PublicText = Field("", description="of a row that convert refused: what it says, as JSON")
     flags: tuple[str, ...] = ()
-    question: str = ""
-    context: str = ""
-    choices: tuple[str, ...] = ()
-    answers: tuple[str, ...] = ()
-    metadata: tuple[str, ...] = ()
+    question: PublicText = ""
+    context: PublicText = ""
+    choices: tuple[PublicText, ...] = ()
+    answers: tuple[PublicText, ...] = ()
+    metadata: tuple[PublicText, ...] = ()
     reasoning: tuple[TraceField, ...] = ()
     annotated: bool = True
     image: Image | None = None

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from PIL import Image, ImageFile, features
+from PIL import Image, ImageFile, TiffImagePlugin, features
 
 from vcot.errors import InputError
 from vcot.storage.local import NotFound
@@ -104,6 +104,8 @@ def decode(
         part = drafted[1] if drafted else None
         image.load()
         orientation = _orientation(image)
+        if _is_png_of_16_bits(data) and image.mode in ("LA", "RGB", "RGBA"):
+            _check_high_bytes(np.asarray(image), name)
         pixels = _rgb(image, name)
         if pixels.size != target:
             pixels = pixels.resize(target, Image.Resampling.BICUBIC, box=part)  # what the models' processors use
@@ -150,7 +152,7 @@ def small(data: bytes, name: str, side: int, *, max_pixels: int = MAX_PIXELS) ->
     need not be. Raises ImageError.
     """
     image = _open(data, name, max_pixels)
-    if image.mode not in ("1", "L", "RGB", "YCbCr", "CMYK") or "transparency" in image.info:
+    if image.mode not in ("1", "L", "RGB", "YCbCr", "CMYK") or "transparency" in image.info or _is_png_of_16_bits(data):
         grey, orientation = decode(data, name, max_pixels=max_pixels).pixels.convert("L"), 1
     else:
         ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -197,6 +199,7 @@ _TURNS = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
+_BITS_PER_SAMPLE = 258
 
 # Pillow's decoders raise all of these at bytes that are not what they say.
 _PILLOW_ERRORS: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError)
@@ -290,10 +293,38 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _high_byte(image: Image.Image, name: str) -> Image.Image:
-    """Pillow cuts a 16-bit grey at 255, which makes it white; the high byte is what a viewer shows."""
+    """Return the high byte of each 16-bit value, as a viewer shows it; Pillow would clip at 255, which is white."""
     import numpy as np
 
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
         raise ImageError(name, "unsupported-format", f"{image.format} with more than 16 bits a value")
-    return Image.fromarray((values >> 8).astype(np.uint8))
+    bits = 16
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_BITS_PER_SAMPLE) == (12,):
+        bits = 12
+    else:
+        _check_brightness(int(values.max()), name)
+    return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+
+
+def _check_brightness(largest: int, name: str) -> None:
+    """Raise ImageError if 16-bit values use at most 12 bits, as cameras and scanners of 12 bits write them.
+
+    Their high byte is nearly black, and the file does not state their range.
+    """
+    if 0 < largest < 1 << 12:
+        raise ImageError(
+            name, "unsupported-format", "its values use 12 bits or fewer of 16, so it would be black; scale them to 8 "
+            "or 16 bits"
+        )  # fmt: skip
+
+
+def _check_high_bytes(values: np.ndarray, name: str) -> None:
+    """Check colors of which Pillow keeps only the high bytes; dark ink on a transparent ground is no fault."""
+    has_alpha = values.shape[-1] in (2, 4)
+    if not has_alpha or values[..., -1].min() == 0xFF:
+        _check_brightness(int(values[..., : -1 if has_alpha else None].max()) << 8 | 0xFF, name)
+
+
+def _is_png_of_16_bits(data: bytes) -> bool:
+    return data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10"
