@@ -162,11 +162,12 @@ def test_parse_never_raises_and_its_faults_quote_the_text(text, spec):
 @pytest.mark.parametrize(
     "piece",
     ["<ref>", "</box>", "<box>[1,2,3,4]", '{"a":', '{"bbox_2d":', '"', "'", "\\", " ", "[", "((", "&amp;", "&", "<",
-     "a</ref>", "<ref></ref>", "<ref>a</ref><box>[1,2,3,4]</box> ", '{"bbox_2d": "', "9", "answer", "Answer: "],
+     "a</ref>", "<ref></ref>", "<ref>a</ref><box>[1,2,3,4]</box> ", '{"bbox_2d": "', "9", "answer", "Answer: ",
+     "{'a':\\\"", '{"a":\\\''],
 )  # fmt: skip
 def test_a_hostile_text_takes_no_hostile_time(piece):
     much = piece * (60_000 // len(piece))
-    for text in (much, f"<box>{much}", f'{{"bbox_2d": {much}'):
+    for text in (much, f"<box>{much}", f'{{"bbox_2d": {much}', f"{much}\n"):
         started = time.process_time()
         read_reply(text)
         parse(text, FRAME)
