@@ -124,23 +124,65 @@ def assert_linear(opening: str, unit: str, length: int = 12_000) -> None:
 
 
 OPENINGS = (
-    "", "<ref>", "<box>", "<ref>gear</ref>", "<ref>gear</ref><box>[1, 2, 3, 4]</box>", "[", "{", '{"', '{"bbox_2d"',
-    '{"bbox_2d": [', "{'bbox_2d': '", '[{"bbox_2d": [1, 2, 3, 4], "label": "x"}', "&", "Answer", "[\n  {", "**",
-)  # fmt: skip
+    "",
+    "<ref>",
+    "<box>",
+    "<ref>gear</ref>",
+    "<ref>gear</ref><box>[1, 2, 3, 4]</box>",
+    "[",
+    "{",
+    '{"',
+    '{"bbox_2d"',
+    '{"bbox_2d": [',
+    "{'bbox_2d': '",
+    '[{"bbox_2d": [1, 2, 3, 4], "label": "x"}',
+    "&",
+    "Answer",
+    "[\n  {",
+    "**",
+)
 UNITS = (
-    *SNIPPETS, "> ", "word ", "1, ", "1,\n", "*", "\t", "- ", "a", '"a", ', "}'", '>"', "{'a':\\\"", "amp;amp;", REPLY + "\n",
-)  # fmt: skip
+    *SNIPPETS,
+    "> ",
+    "word ",
+    "1, ",
+    "1,\n",
+    "*",
+    "\t",
+    "- ",
+    "a",
+    '"a", ',
+    "}'",
+    '>"',
+    "{'a':\\\"",
+    "amp;amp;",
+    REPLY + "\n",
+)
 
 
 @pytest.mark.parametrize(
     ("opening", "unit"),
     [
-        ("", " "), ("", "> "), ("", "\t"), ("", "**"), ("answer", " "), ("<ref>gear</ref><box>[1, 2, 3, 4]</box>", " "),
-        ('{"bbox_2d": [', "1,\n"), ('{"bbox_2d": "', "}}"), ('{"bbox_2d": [', ">"), ('{"', "a"), ("{", " "),
-        ('{"bbox_2d"', " "), ("[", " "), ("&", "amp;"),
-        ('[{"bbox_2d": [1, 2, 3, 4], "label": "x"}', " "), ("", "{'a':\\\""), ("", "word "), ("", REPLY),
+        ("", " "),
+        ("", "> "),
+        ("", "\t"),
+        ("", "**"),
+        ("answer", " "),
+        ("<ref>gear</ref><box>[1, 2, 3, 4]</box>", " "),
+        ('{"bbox_2d": [', "1,\n"),
+        ('{"bbox_2d": "', "}}"),
+        ('{"bbox_2d": [', ">"),
+        ('{"', "a"),
+        ("{", " "),
+        ('{"bbox_2d"', " "),
+        ("[", " "),
+        ("&", "amp;"),
+        ('[{"bbox_2d": [1, 2, 3, 4], "label": "x"}', " "),
+        ("", "{'a':\\\""),
+        ("", "word "),
+        ("", REPLY),
     ],
-)  # fmt: skip
+)
 def test_streaming_an_unclosed_piece_takes_linear_time(opening, unit):
     assert_linear(opening, unit)
 
