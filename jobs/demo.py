@@ -156,8 +156,7 @@ async def _serve(settings: DemoSettings, model: StreamedModel, server: Server | 
     page = Page(
         model, limits, examples=examples, names=(settings.host, *settings.allowed_hosts), keep_uri=settings.keep_uri
     )
-    # Who closes the page, or presses Stop, ends the request to the model with it.
-    runner = web.AppRunner(page.app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    runner = page.runner()
     await runner.setup()
     try:
         try:

@@ -25,9 +25,11 @@ class ProbeSettings(Declared):
 
 
 def run(settings: ProbeSettings) -> None:
-    """
+    """Print each guarantee as it is checked.
+
     Raises:
-        SettingsError: a guarantee does not hold, or the storage cannot be used at all.
+        SettingsError: a guarantee does not hold, or the storage cannot be used.
+        TemporaryError: the storage was too busy or unreachable; nothing is known about the remaining guarantees.
     """
     from vcot.storage import Store
     from vcot.storage.probe import probe
@@ -38,10 +40,17 @@ def run(settings: ProbeSettings) -> None:
         mark = "ok  " if guarantee.holds else "FAIL"
         print(f"{mark} {guarantee.name:11} {guarantee.fault or guarantee.meaning}")
     summary(guarantees={guarantee.name: guarantee.fault or "ok" for guarantee in found})
-    if faults := [guarantee.name for guarantee in found if not guarantee.holds]:
+    broken = [guarantee.name for guarantee in found if not guarantee.holds and not guarantee.is_refused]
+    refused = [guarantee.name for guarantee in found if guarantee.is_refused]
+    if broken:
         raise SettingsError(
-            f"{settings.uri}: {len(faults)} of {len(found)} guarantees do not hold ({', '.join(faults)}): vcot would "
+            f"{settings.uri}: {len(broken)} of {len(found)} guarantees do not hold ({', '.join(broken)}): vcot would "
             "lose data on this storage unnoticed"
+        )
+    if refused:
+        raise SettingsError(
+            f"{settings.uri}: the storage refuses {len(refused)} of {len(found)} checks ({', '.join(refused)}); vcot "
+            "needs these requests. Correct the rights of the keys, or use another storage"
         )
 
 

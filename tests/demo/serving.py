@@ -72,7 +72,7 @@ def running_page(endpoint: Endpoint, *, port: int = 0, **options: Any) -> Iterat
             endpoint.address, "small", form, max_new_tokens=64, temperature=0.7, timeout=5.0, at_once=limits.at_once
         )
         page = Page(model, limits, examples=examples, **options)
-        runner = web.AppRunner(page.app(), handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+        runner = page.runner()
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", port).start()
         found.extend([Running(f"http://127.0.0.1:{runner.addresses[0][1]}", page), runner, model])

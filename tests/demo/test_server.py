@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import socket
 import struct
 import time
 import zlib
@@ -218,7 +219,13 @@ def test_more_than_it_can_hold_are_told_to_come_again(monkeypatch):
 
             return await asyncio.gather(one(), one(), one())
 
+        async def retry_after(session: aiohttp.ClientSession) -> str:
+            async with session.post(f"{page.url}/ask", data=form()) as response:
+                return response.headers["Retry-After"]
+
         assert sorted(within(three)) == [200, 200, 503]
+        monkeypatch.setattr("vcot.demo.server.MOST_ASKED", 0)
+        assert int(within(retry_after)) >= 1
         monkeypatch.setattr("vcot.demo.server.MOST_ASKED", 3)
         monkeypatch.setattr("vcot.demo.server.MOST_HELD", 2 * math.prod(SIZE))
         assert sorted(within(three)) == [200, 200, 503]
@@ -293,6 +300,40 @@ def test_what_is_no_question_is_refused_in_words_and_reaches_no_model(fields, st
         assert (found, words in message) == (status, True), message
         assert not endpoint.asked
         assert refused(page.url, data=b"x", headers={"Content-Type": "application/json"})[0] == 415
+
+
+PART = b'--b\r\nContent-Disposition: form-data; name="ways"\r\n\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        PART * 20_000 + b"--b--\r\n",
+        b"\n" * 900_000 + PART + b"--b--\r\n",
+        PART + PART + b"--b--\r\n",
+        PART,
+        b"--b\r\n" + b"A: b\r\n" * 20_000 + PART + b"--b--\r\n",
+        b"x",
+    ],
+    ids=["20,000 parts", "900,000 lines before", "a field twice", "no end", "20,000 header lines", "no form"],
+)
+def test_a_hostile_form_is_refused_at_once(body):
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    with scripted_endpoint(lambda _: QUICK, vcot=TOLD) as endpoint, running_page(endpoint, bytes=4 << 20) as page:
+        begun = time.process_time()
+        status, _ = refused(page.url, headers, body)
+        assert time.process_time() - begun < 0.5
+        assert status == 400
+        assert not endpoint.asked
+
+
+def test_a_half_open_head_is_closed(monkeypatch):
+    monkeypatch.setattr("vcot.demo.server.HEAD_TIME", 0.3, raising=False)
+    with scripted_endpoint(lambda _: QUICK, vcot=TOLD) as endpoint, running_page(endpoint) as page:
+        address = ("127.0.0.1", int(page.url.rpartition(":")[2]))
+        with socket.create_connection(address, timeout=10) as idle:
+            idle.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
+            assert idle.recv(1) == b""
 
 
 def test_pages_carry_a_policy_under_which_nothing_foreign_loads():

@@ -164,11 +164,12 @@ def test_parse_never_raises_and_its_faults_quote_the_text(text, spec):
     ["<ref>", "</box>", "<box>[1,2,3,4]", '{"a":', '{"bbox_2d":', '"', "'", "\\", " ", "[", "((", "&amp;", "&", "<",
      "a</ref>", "<ref></ref>", "<ref>a</ref><box>[1,2,3,4]</box> ", '{"bbox_2d": "', "9", "answer", "Answer: ",
      "<answer>", "<answer>a", "</think>", "\\boxed{", "\\boxed{}", "\\boxed{{}", "\\text{", "the answer is ",
-     "no, wait, ", "$$", "- ", "**", "# ", "Answer: A. ", "<|im_end|>", "<|", ":\n"],
+     "no, wait, ", "$$", "- ", "**", "# ", "Answer: A. ", "<|im_end|>", "<|", ":\n",
+     "{'a':\\\"", '{"a":\\\''],
 )  # fmt: skip
 def test_a_hostile_text_takes_no_hostile_time(piece):
     much = piece * (60_000 // len(piece))
-    for text in (much, f"<box>{much}", f'{{"bbox_2d": {much}'):
+    for text in (much, f"<box>{much}", f'{{"bbox_2d": {much}', f"{much}\n"):
         started = time.process_time()
         read_reply(text)
         parse(text, FRAME)

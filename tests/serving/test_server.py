@@ -34,6 +34,7 @@ from vcot.grounding.ways import DIRECT
 from vcot.models.decoding import Decoding
 from vcot.records import Folder
 from vcot.records.shards import EVALUATE
+from vcot.serving import engine as engines
 from vcot.serving import request as requests
 from vcot.serving import server as servers
 from vcot.serving.engine import Engine, Job
@@ -517,6 +518,79 @@ def test_a_reply_that_outlasts_the_grace_is_cut(
         assert job.reply_tokens < 40
 
 
+def test_reading_stops_when_the_client_leaves(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded, decode = list[float](), requests.images.decode
+
+    def slow_decode(*args: Any, **options: Any) -> Any:
+        decoded.append(time.monotonic())
+        time.sleep(0.3)
+        return decode(*args, **options)
+
+    monkeypatch.setattr(requests.images, "decode", slow_decode)
+    body = json.dumps(asking() | {"messages": [{"role": "user", "content": [shown(SMALL)] * 20}]}).encode()
+    host, port = server.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as leaving:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        leaving.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+        _wait_for(lambda: decoded)
+    begun = time.monotonic()
+    assert server.post(text_alone(max_tokens=1))[0] == 200
+    assert time.monotonic() - begun < 3
+    assert len(decoded) <= 3
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /health HTTP/1.1\r\nHost: x\r\n", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /"]
+)
+def test_a_half_open_head_is_closed(model: ServedModel, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(servers, "HEAD_TIME", 0.5)
+    with served(model) as running:
+        host, port = running.address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as idle:
+            idle.sendall(sent)
+            while idle.recv(1 << 16):  # a complete first request is answered
+                pass
+
+
+def test_health_fails_while_reading_is_stuck(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "STALLED_AFTER", 0.3)
+    stuck, decode = threading.Event(), requests.images.decode
+    monkeypatch.setattr(requests.images, "decode", lambda *args, **kw: (stuck.wait(30), decode(*args, **kw))[1])
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.append(server.post(asking(max_tokens=1))))
+    thread.start()
+    try:
+        _wait_for(lambda: _health(server.address)["status"] == "stalled", 10)
+        connection = http.client.HTTPConnection(server.address.removeprefix("http://"))
+        connection.request("GET", "/health")
+        assert connection.getresponse().status == 503
+    finally:
+        stuck.set()
+        thread.join(30)
+    assert answers[0][0] == 200
+    assert _health(server.address)["status"] == "ok"
+
+
+def test_health_fails_while_the_model_is_stuck(server: Running, slow: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "STALLED_AFTER", SLOW / 4)
+    with occupied(server, 100):
+        _wait_for(lambda: _health(server.address)["status"] == "stalled", 10)
+    _wait_for(lambda: not server.engine.running)
+    assert _health(server.address)["status"] == "ok"
+
+
+def test_uploads_that_trickle_do_not_fail_health(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "STALLED_AFTER", 0.05)
+    host, port = server.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as idle:
+        idle.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n")
+        idle.sendall(b"Content-Type: application/json\r\n\r\n{")
+        _wait_for(lambda: server.engine.waiting == 1)
+        time.sleep(0.2)
+        assert _health(server.address)["status"] == "ok"
+    _wait_for(lambda: not server.engine.waiting)
+
+
 def test_a_request_that_does_not_arrive_gives_its_place_back(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "UPLOAD_TIME", 0.2)
     host, port = server.address.removeprefix("http://").split(":")
@@ -616,6 +690,44 @@ def test_what_cannot_be_done_is_refused_in_openais_form(
     assert (found, said["error"]["param"], said["error"]["type"]) == (status, param, "invalid_request_error")
     assert message in said["error"]["message"]
     assert "Traceback" not in json.dumps(said)
+
+
+def test_a_long_text_is_refused_before_it_is_tokenized(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Encoder, "conversation", lambda *_, **__: pytest.fail("it was tokenized"))
+    with served(model, max_upload_bytes=16 << 20) as running:
+        status, said, _ = running.post(text_alone("word " * 1_600_000))
+    assert (status, said["error"]["code"]) == (400, "context_length_exceeded")
+
+
+@pytest.mark.parametrize(
+    ("messages", "metadata", "message"),
+    [
+        ([{"role": "user", "content": "a"}] * 30_001, None, "30,001 messages; at most 1,000"),
+        ([{}] * 1001, None, "1,001 messages; at most 1,000"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "a"}] * 5000}],
+            None,
+            "5,000 texts and images; at most",
+        ),
+        ([{"role": "user", "content": "a"}], [1] * ((1 << 20) + 5), "more than 1,048,576 values"),
+    ],
+    ids=["messages", "empty messages", "parts", "values"],
+)
+def test_too_many_pieces_are_refused_by_count(model: ServedModel, messages: Any, metadata: Any, message: str) -> None:
+    with served(model, max_upload_bytes=16 << 20) as running:
+        status, said, _ = running.post(text_alone() | {"messages": messages, "metadata": metadata})
+    assert (status, said["error"]["code"]) == (413, "request_too_large")
+    assert message in said["error"]["message"]
+
+
+def test_data_urls_may_be_upper_case_and_have_line_breaks(server: Running) -> None:
+    plain, odd = asking(max_tokens=8), asking(max_tokens=8)
+    head, _, encoded = plain["messages"][0]["content"][0]["image_url"]["url"].partition(",")
+    lines = "\r\n".join(encoded[n : n + 76] for n in range(0, len(encoded), 76))
+    odd["messages"][0]["content"][0]["image_url"]["url"] = f"{head.upper()},{lines}\n"
+    replies = [server.post(body) for body in (plain, odd)]
+    assert [status for status, _, _ in replies] == [200, 200]
+    assert replies[0][1]["choices"] == replies[1][1]["choices"]
 
 
 def test_pixels_are_counted_over_all_images_before_any_is_decoded(

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vcot.grounding.boxes import Box, Frame
-from vcot.grounding.tags import ANSWER_MARK, Label, Parsed, Reader
+from vcot.grounding.tags import ANSWER_MARK, Label, Parsed, Reader, next_reading
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class ReplyStream:
         self._reader = Reader(frame)
         self._at = 0  # the part that is being told
         self._told = 0  # characters of it that were
+        self._length = 0  # of the text so far
+        self._reread_at = 0  # length of the text at which the held-back end of its last part is read again
         self._line_begins = True  # where an answer may be marked
         self._mentions = 0
         self._last = Label("", 0, 0)  # of them; no other is given boxes any more
@@ -75,6 +77,7 @@ class ReplyStream:
 
     def feed(self, piece: str) -> list[Event]:
         self._reader.feed(piece)
+        self._length += len(piece)
         return [*self._news(whole=False)]
 
     def finish(self) -> tuple[list[Event], Parsed]:
@@ -88,7 +91,11 @@ class ReplyStream:
         while self._at < len(parts):
             part, last = parts[self._at], self._at == len(parts) - 1
             if isinstance(part, str):
-                yield from self._prose(part, held=last and not whole)
+                if not last or whole:
+                    yield from self._prose(part, held=False)
+                elif self._length >= self._reread_at:
+                    yield from self._prose(part, held=True)
+                    self._reread_at = next_reading(self._length, len(part) - self._told)
                 if last:
                     break
                 self._told = 0

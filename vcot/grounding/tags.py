@@ -72,8 +72,8 @@ _TO_ESCAPE = re.compile(f"&(?=(?:amp;)*(?:lt|lcub);)|(?={_TOKEN.pattern}).", _FL
 _ENTITY = re.compile("&((?:amp;)*)(lt|lcub);")
 
 _STRING = r'"(?:[^"\\\n]|\\.)*+"' + "|" + r"'(?:[^'\\\n]|\\.)*+'"
-_JSON_BODY = re.compile(rf"""(?:[^"'{{}}<]|{_STRING})*+""")
-_JSON_STRING_SO_FAR = re.compile(r'"(?:[^"\\\n]|\\.)*+\\?' + "|" + r"'(?:[^'\\\n]|\\.)*+\\?")
+_OUTSIDE_STRINGS = re.compile(r"""[^"'{}<]*+""")
+_INSIDE_STRING = {quote: re.compile(rf"(?:[^{quote}\\\n]|\\.)*+") for quote in ("'", '"')}
 _JSON_FIELD = re.compile(rf"""({_STRING})\s*:\s*({_STRING}|[^"'}}]*)""")
 
 _JSON_BOX = re.compile(r"""["'](?:bbox_2d|bbox|box_2d|box)["']\s*:""")
@@ -82,7 +82,8 @@ _JSON_BOX = re.compile(r"""["'](?:bbox_2d|bbox|box_2d|box)["']\s*:""")
 _TAG_SO_FAR = {tag[:length] for tag in _TAGS for length in range(1, len(tag))}
 _JSON_SO_FAR = re.compile(r"""\{\s*(?:["'](?:\w+(?:["']\s*)?)?)?""", _FLAGS)
 _ENTITY_SO_FAR = re.compile("&(?:amp;)*(?:a|am|amp|l|lt|lc|lcu|lcub)?")
-_MAY_END_OBJECT = re.compile(r"[{}<\n]")
+_COMPLETES_BOX = re.compile("[>}]")
+_REREAD_ALWAYS = 64  # undecided characters at the end of a streamed text that are read again with each piece
 
 _BETWEEN_BOXES = re.compile(r"\s*+(?:[,;:]|and)?\s*+")
 _BRACKETED = re.compile(r"[\[(]([^\[\]()]*)[\])]")
@@ -235,6 +236,68 @@ class Label:
     tried: bool = False  # a box was given, if only a faulty one
 
 
+@dataclass
+class _OpenObject:
+    """A JSON object whose end has not been read yet. The scan resumes where the last one stopped.
+
+    Attributes:
+        start: where the object begins.
+        scanned: where the scan resumes.
+        string: where the current string begins; None outside a string.
+    """
+
+    start: int
+    scanned: int
+    string: int | None = None
+
+    def end(self, text: str, unclosed: dict[str, int]) -> int | None:
+        """Return where the object ends: at the first `}` outside a string, or where it turns out not to be JSON.
+
+        A second `{`, a `<` and a line break inside a string show that the object is broken; in the last case it ends
+        before that string.
+
+        Args:
+            unclosed: for each kind of quote, the line break up to which no string closes. Without it, escaped quotes
+                would make the scan quadratic.
+
+        Returns:
+            None if the text ends first.
+        """
+        while self.scanned < len(text):
+            if self.string is None:
+                at = self.scanned = _match_end(_OUTSIDE_STRINGS, text, self.scanned)
+                if at == len(text):
+                    break
+                if text[at] not in _INSIDE_STRING or at < unclosed.get(text[at], 0):
+                    return at
+                self.string, self.scanned = at, at + 1
+            else:
+                quote = text[self.string]
+                at = self.scanned = _match_end(_INSIDE_STRING[quote], text, self.scanned)
+                if text[at : at + 2] in ("", "\\"):  # the character after the backslash is still to come
+                    break
+                if text[at] != quote:
+                    unclosed[quote] = at
+                    return self.string
+                self.string, self.scanned = None, at + 1
+        return None
+
+
+def next_reading(length: int, undecided: int) -> int:
+    """Return the length of a streamed text at which its undecided end is worth reading again.
+
+    A long end is read again only after it has grown by a quarter, so that the total time stays linear.
+    """
+    return length + undecided // 4 if undecided > _REREAD_ALWAYS else 0
+
+
+def _match_end(pattern: re.Pattern[str], text: str, start: int) -> int:
+    """Return where the match of a pattern that also matches the empty text ends."""
+    match = pattern.match(text, start)
+    assert match is not None
+    return match.end()
+
+
 class Reader:
     """One way through a text, from token to token, in pieces of any size.
 
@@ -250,17 +313,24 @@ class Reader:
         self._open: _Open | None = None
         self._current: Label | None = None  # the label to which a box would belong
         self._in_list = False  # after an object of a JSON list that is still open
-        self._in_object = False  # an object has begun and not ended
+        self._object: _OpenObject | None = None
+        self._unclosed: dict[str, int] = {}
+        self._reread_at = 0  # length of the text at which its undecided end is read again
 
     def feed(self, piece: str) -> None:
-        """The text goes on. What comes of it is the same however it is cut."""
-        self._text += piece
-        if not self._in_object or _MAY_END_OBJECT.search(piece):
-            self._read(whole=False)
+        """Read the next piece of the text. The result is the same however the text is cut.
+
+        Takes time in proportion to the piece, on average.
+        """
+        self._extend(piece)
+        if self._object is None and len(self._text) < self._reread_at and not _COMPLETES_BOX.search(piece):
+            return
+        self._read(whole=False)
+        self._reread_at = next_reading(len(self._text), len(self._text) - self._done)
 
     def finish(self, piece: str = "") -> Parsed:
-        """The text ends with this piece; call it once."""
-        self._text += piece
+        """Read the last piece of the text and return the result; call it once."""
+        self._extend(piece)
         self._read(whole=True)
         rest = self._text[self._done :]
         if self._open is None:
@@ -282,23 +352,46 @@ class Reader:
         places = ((part.start, end) for part in self.parts if not isinstance(part, str) for end in part.ends)
         return Parsed(Trace(tuple(parts)), tuple(self._faults), tuple(places))
 
+    def _extend(self, piece: str) -> None:
+        # CPython appends in place, without a copy of the text, if a local name is the only reference to it.
+        text, self._text = self._text, ""
+        text += piece
+        self._text = text
+
     def _read(self, *, whole: bool) -> None:
-        self._in_object = False
-        while token := (_TOKEN if self._open is None else _TAG).search(self._text, self._done):
-            start, before = token.start(), self._text[self._done : token.start()]
-            if tag := _TAGS.get(token[0].lower()):
-                self._done = token.end()
-                self._on_tag(tag, before, start, token.end())
-            elif (end := self._object_end(start, whole)) is not None:
-                closed = self._text[end : end + 1] == "}"
-                self._done = end + closed
-                self._on_object(before, start, closed)
-            else:
-                self._in_object = True
-                self._settle(start)
+        while self._object is not None or self._read_token():
+            if self._object is not None and not self._read_object(whole):
                 return
         if not whole:
             self._settle(self._possible_token())
+
+    def _read_token(self) -> bool:
+        """Read up to the next tag or the beginning of the next object. Return False if there is none."""
+        token = (_TOKEN if self._open is None else _TAG).search(self._text, self._done)
+        if token is None:
+            return False
+        start, end = token.span()
+        if tag := _TAGS.get(token[0].lower()):
+            before, self._done = self._text[self._done : start], end
+            self._on_tag(tag, before, start, end)
+        else:
+            self._settle(start)
+            self._object = _OpenObject(start, start + 1)
+        return True
+
+    def _read_object(self, whole: bool) -> bool:
+        """Read the open object. Return False if it may end in a later piece."""
+        assert self._object is not None
+        end = self._object.end(self._text, self._unclosed)
+        if end is None:
+            if not whole:
+                return False
+            end = len(self._text)
+        start, closed = self._object.start, self._text[end : end + 1] == "}"
+        before, self._done = self._text[self._done : start], end + closed
+        self._object = None
+        self._on_object(before, start, closed)
+        return True
 
     def _possible_token(self) -> int:
         """Where a tag, an object or an entity may have begun of which the text does not hold enough yet; else its
@@ -361,9 +454,12 @@ class Reader:
             raw = re.sub(r"\A\s*\]", "", raw)
             self._in_list, self._current = False, None
         prose = unescape(raw)
-        if self.parts and isinstance(last := self.parts[-1], str):
-            self.parts[-1] = last + prose
-        elif prose:
+        if self.parts and isinstance(self.parts[-1], str):
+            last = self.parts.pop()  # in place, see _extend
+            assert isinstance(last, str)
+            last += prose
+            prose = last
+        if prose:
             self.parts.append(prose)
 
     def _add_label(self, label: Label) -> None:
@@ -400,17 +496,6 @@ class Reader:
 
     # JSON: [{"bbox_2d": [x1, y1, x2, y2], "label": "…"}, …] anywhere in the prose. Brackets and commas of the
     # list are dropped; objects of one list that follow each other and share their label are one mention.
-
-    def _object_end(self, start: int, whole: bool) -> int | None:
-        """Where it ends: at the first `}` outside a string. Another `{`, a `<`, or a line break inside a string say
-        that it never will, and so does the end of the whole text. None: nothing of that is written yet."""
-        body = _JSON_BODY.match(self._text, start + 1)
-        assert body is not None  # it may be empty
-        end = body.end()
-        string = _JSON_STRING_SO_FAR.match(self._text, end)
-        if max(end, string.end() if string else 0) == len(self._text):
-            return len(self._text) if whole else None
-        return end
 
     def _on_object(self, before: str, start: int, closed: bool) -> None:
         """One that speaks of no box is prose."""

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from vcot import logging
 from vcot.models.decoding import Decoding
@@ -26,6 +26,8 @@ from vcot.tokens import Detokenizer
 
 MOST_ROWS = 16
 """Replies computed at once, at most; draws of one request count each."""
+STALLED_AFTER = 60.0
+"""Seconds without a token, a batch or a step of reading, while there are requests, after which /health fails."""
 BATCH_TOKENS = 65536
 """Prompts and longest replies computed at once, together at most; one request alone may be larger."""
 
@@ -77,6 +79,10 @@ class Job:
     reply_tokens: int = 0  # so far, of all draws
 
 
+class Left(Exception):
+    """The client of a request is gone."""
+
+
 @dataclass(eq=False)
 class Place:
     """One request in the queue. before: how many were waiting or computed when it came."""
@@ -85,10 +91,20 @@ class Place:
     before: int
     job: Job | None = None
     waits: bool = True
+    has_left: bool = False  # the client is gone
 
     def submit(self, job: Job) -> None:
         self.job = job
         self.engine.add(self)
+
+    def check_present(self) -> None:
+        """Report progress, and raise Left if the client is gone.
+
+        Called between the steps of reading a request.
+        """
+        self.engine.progress()
+        if self.has_left:
+            raise Left
 
 
 @dataclass(eq=False)
@@ -128,10 +144,12 @@ class Engine:
     queue: int
     running: int = 0
     _waiting: int = 0  # places, also of requests that are still being read
+    _reading: int = 0  # requests that have arrived and are being read
     _ready: deque[Place] = field(default_factory=deque)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _closed: bool = False
     _seconds: float = 1.0  # of a batch, as the last ones took
+    _progress_at: float = field(default_factory=time.monotonic)  # last token, batch, or step of reading a request
     _thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -159,6 +177,33 @@ class Engine:
     def waiting(self) -> int:
         return self._waiting
 
+    def progress(self) -> None:
+        self._progress_at = time.monotonic()
+
+    @property
+    def state(self) -> Literal["ok", "stalled", "stopping"]:
+        """Whether requests are served. stalled: no progress for STALLED_AFTER seconds although there are requests."""
+        if self._closed:
+            return "stopping"
+        if self._thread is None or not self._thread.is_alive():
+            return "stalled"
+        return "ok" if not self._busy or time.monotonic() - self._progress_at < STALLED_AFTER else "stalled"
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._reading or self._ready or self.running)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Count a request that has arrived and is being read."""
+        if not self._busy:
+            self.progress()
+        self._reading += 1
+        try:
+            yield
+        finally:
+            self._reading -= 1
+
     @contextmanager
     def place(self) -> Iterator[Place]:
         """Raises Refused (503, with Retry-After): as many are waiting as may, or the server is being stopped."""
@@ -172,6 +217,7 @@ class Engine:
         try:
             yield place
         finally:
+            place.has_left = True
             if place.job is not None:
                 place.job.gone = True
             with self._changed:
@@ -223,6 +269,7 @@ class Engine:
                     self._ready.remove(place)
                     self._leave_queue(place)
             self.running = len(jobs)
+            self.progress()
             return jobs
 
     def _failed(self, jobs: Sequence[Job]) -> Sequence[Job]:
@@ -245,6 +292,7 @@ class Engine:
         ]
 
         def told(step: Step) -> set[int]:
+            self.progress()
             pieces: dict[Job, list[Piece]] = {}
             over = set[int]()
             for number, token, logprob, top in zip(*step, strict=True):

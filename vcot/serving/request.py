@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,11 @@ _TYPES = ("text", "image_url")
 MOST_CHOICES = 16
 MOST_TOP_LOGPROBS = 20
 MOST_STOPS = 4
+MOST_MESSAGES = 1000
+MOST_PARTS = 4096
+"""Texts and images of all messages."""
+MOST_VALUES = 1 << 20
+"""Braces, brackets and commas in a body. Parsed, each value takes up to a hundred times its bytes."""
 
 ONLY = {
     "top_p": (1,), "top_k": (-1, 0), "min_p": (0,), "frequency_penalty": (0,), "presence_penalty": (0,),
@@ -123,6 +129,10 @@ class ChatRequest(_Part):
         return sum(isinstance(part, ImagePart) for said in self.messages for part in said.content)
 
     @property
+    def characters(self) -> int:
+        return sum(len(part.text) for said in self.messages for part in said.content if isinstance(part, TextPart))
+
+    @property
     def reply_tokens(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
@@ -132,11 +142,19 @@ class ChatRequest(_Part):
 
 
 def read_request(body: bytes) -> ChatRequest:
-    """Raises Refused (400): no JSON, or something in it that cannot be done, with its place and value."""
+    """Parse the body of a request.
+
+    Raises:
+        Refused: 400, with place and value: the body is not JSON, or holds a field that is not supported. 413: too many
+            values, messages or parts; they are counted before they are parsed or validated.
+    """
+    if sum(map(body.count, (b"{", b"[", b","))) > MOST_VALUES:
+        raise Refused(413, f"the body holds more than {MOST_VALUES:,} values", code="request_too_large")
     try:
         said = json.loads(body.decode())
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"the body is no JSON: {error}", code="invalid_json") from None
+    _check_counts(said)
     try:
         asked = ChatRequest.model_validate(said)
     except ValidationError as error:
@@ -168,6 +186,19 @@ def read_request(body: bytes) -> ChatRequest:
     return asked
 
 
+def _check_counts(body: Any) -> None:
+    """Raise Refused if there are too many messages or parts; validation would report an error for each of them."""
+    messages = body.get("messages") if isinstance(body, dict) else None
+    if not isinstance(messages, list):
+        return
+    contents = [message.get("content") for message in messages if isinstance(message, dict)]
+    parts = sum(len(content) for content in contents if isinstance(content, list))
+    for count, most, kind in ((len(messages), MOST_MESSAGES, "messages"), (parts, MOST_PARTS, "texts and images")):
+        if count > most:
+            why = f"{count:,} {kind}; at most {most:,} are allowed"
+            raise Refused(413, why, param="messages", code="request_too_large")
+
+
 def _fault(error: ValidationError) -> Refused:
     """The first of the faults."""
     fault: Any = error.errors(include_url=False)[0]
@@ -184,12 +215,17 @@ def _fault(error: ValidationError) -> Refused:
     return Refused(400, f"{what}: {said}", param=param, code="invalid_value")
 
 
-def messages_of(asked: ChatRequest, *, max_pixels: int = images.MAX_PIXELS) -> list[Message]:
-    """With their images decoded, upright RGB.
+def messages_of(
+    asked: ChatRequest, *, max_pixels: int = images.MAX_PIXELS, check: Callable[[], None] = lambda: None
+) -> list[Message]:
+    """Return the messages with their images decoded, upright RGB.
 
-    max_pixels: of all images together; they are counted by their headers before the first is decoded.
+    Args:
+        max_pixels: limit for all images together; they are counted by their headers before the first is decoded.
+        check: called before each image is decoded; what it raises ends the work.
 
-    Raises Refused: an image that is none or is not a data: URL (400), or is too large (413).
+    Raises:
+        Refused: an image is not an image or not a data: URL (400), or is too large (413).
     """
     found: list[Message] = []
     data: list[tuple[str, bytes]] = []
@@ -207,7 +243,10 @@ def messages_of(asked: ChatRequest, *, max_pixels: int = images.MAX_PIXELS) -> l
     for param, each in data:
         width, height = _read(images.probe, each, param, left)
         left -= width * height
-    decoded = [_read(images.decode, each, param, max_pixels).pixels for param, each in data]
+    decoded = []
+    for param, each in data:
+        check()
+        decoded.append(_read(images.decode, each, param, max_pixels).pixels)
     return [
         Message(role, tuple(decoded[part] if isinstance(part, int) else part for part in parts))
         for role, parts in found
@@ -216,13 +255,14 @@ def messages_of(asked: ChatRequest, *, max_pixels: int = images.MAX_PIXELS) -> l
 
 def _bytes_of(url: str, param: str) -> bytes:
     head, comma, encoded = url.partition(",")
+    head = head.strip().lower()
     if not (comma and head.startswith("data:") and head.endswith(";base64")):
         raise Refused(
             400, f"images are sent as data:image/png;base64,... or so; this server fetches nothing: {url[:40]!r}",
             param=param, code="invalid_image_url",
         )  # fmt: skip
     try:
-        return base64.b64decode(encoded, validate=True)
+        return base64.b64decode("".join(encoded.split()), validate=True)  # encoders break lines after 76 characters
     except ValueError as error:
         raise Refused(400, f"no base64: {error}", param=param, code="invalid_base64_image") from None
 

@@ -16,7 +16,7 @@ from aiohttp import web
 from vcot import logging
 from vcot.errors import InputError, SettingsError
 from vcot.grounding.ways import DIRECT
-from vcot.serving.engine import Engine, Job, Piece
+from vcot.serving.engine import Engine, Job, Piece, Place
 from vcot.serving.model import ServedModel
 from vcot.serving.reply import DONE, ReplyWriter, event
 from vcot.serving.request import ChatRequest, Refused, TextPart, messages_of, read_request
@@ -24,6 +24,11 @@ from vcot.stage import Stop
 
 GRACE = 20.0
 """Seconds for replies that are under way when the server is stopped; less than a pod is given (30)."""
+HEAD_TIME = 30.0
+"""Seconds in which the head of the first or next request must arrive on a connection; then it is closed."""
+CHARACTERS_PER_TOKEN = 16
+"""A text with more characters than so many for each token of the context is refused before it is tokenized. Real text
+has three to five."""
 UPLOAD_TIME = 30.0
 """Seconds that a request may take to arrive; it has a place in the queue meanwhile."""
 
@@ -69,7 +74,13 @@ class _Server:
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/v1/models/{name:.+}", self.models)
         app.router.add_post("/v1/chat/completions", self.chat)
-        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=GRACE / 2)
+        runner = web.AppRunner(
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=GRACE / 2,
+            keepalive_timeout=HEAD_TIME,
+        )
         # aiohttp waits so long twice: for the handler, and once more after it has told it.
         await runner.setup()
         try:
@@ -90,7 +101,9 @@ class _Server:
     async def health(self, _: web.Request) -> web.Response:
         engine = self.engine
         queue = {"waiting": engine.waiting, "running": engine.running, "limit": engine.queue}
-        return web.json_response({"status": "ok", "model": self.model.name, "queue": queue})
+        state = engine.state
+        said = {"status": state, "model": self.model.name, "queue": queue}
+        return web.json_response(said, status=200 if state == "ok" else 503)
 
     async def models(self, request: web.Request) -> web.Response:
         name = request.match_info.get("name")
@@ -128,7 +141,8 @@ class _Server:
                 with suppress(RuntimeError):  # the loop is over: so is whoever asked
                     loop.call_soon_threadsafe(told.put_nowait, said)
 
-            asked, job = await loop.run_in_executor(self.reader, self._read, body, deliver)
+            with self.engine.reading():
+                asked, job = await loop.run_in_executor(self.reader, self._read, body, deliver, place)
             place.submit(job)
             writer = ReplyWriter(self.model.name, self.model.card["digest"], asked.n)
             pieces = _until_the_end(told, job)
@@ -171,8 +185,10 @@ class _Server:
 
     # --- in the reader's thread
 
-    def _read(self, body: bytes, deliver: Callable[[Any], None]) -> tuple[ChatRequest, Job]:
+    def _read(self, body: bytes, deliver: Callable[[Any], None], place: Place) -> tuple[ChatRequest, Job]:
+        place.check_present()
         asked = read_request(body)
+        place.check_present()
         self._check_name(asked.model)
         encoder, contract, context = self.model.encoder, self.model.encoder.contract, self.model.context
         if asked.images and contract.mode == "text":
@@ -184,7 +200,11 @@ class _Server:
                 400, f"{asked.images} images are {least} tokens at least, more than the {context} that "
                 f"{self.model.name} was made for", param="messages", code="context_length_exceeded",
             )  # fmt: skip
-        messages = messages_of(asked)
+        if asked.characters > CHARACTERS_PER_TOKEN * context:
+            why = f"{asked.characters:,} characters are more than the {context} tokens {self.model.name} was made for"
+            raise Refused(400, why, param="messages", code="context_length_exceeded")
+        messages = messages_of(asked, check=place.check_present)
+        place.check_present()
         rationale = bool(contract.roles) and not _asks_for_the_answer_alone(asked)
         try:
             batch = encoder.conversation(messages, rationale=rationale)

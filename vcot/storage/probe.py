@@ -13,24 +13,35 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from secrets import token_bytes, token_hex
+from threading import Barrier
 
-from vcot.errors import InputError, SettingsError, TemporaryError, VcotError
+from vcot.errors import InputError, SettingsError, VcotError
 from vcot.storage.store import Store, join
 
 MIB = 1 << 20
 LARGE = 16 * MIB + 5
 """Bytes: one part of a multipart upload and a little more."""
 WRITERS = 16
+ROUNDS = 10
+"""Races of the writers. One race may miss a store that checks first and writes afterward."""
+RACE_BYTES = 1 << 16
+"""Size of a raced object. Some stores check before they receive the bytes, so the size widens the gap."""
 OBJECTS = 12
 
 
 @dataclass(frozen=True)
 class Guarantee:
-    """One that was tried; `fault` is empty where it holds."""
+    """The result of one check.
+
+    Attributes:
+        fault: what was observed; empty if the guarantee holds.
+        is_refused: the storage refused a request, so nothing is known about its data.
+    """
 
     name: str
     meaning: str
     fault: str = ""
+    is_refused: bool = False
 
     @property
     def holds(self) -> bool:
@@ -38,23 +49,39 @@ class Guarantee:
 
 
 def probe(store: Store, uri: str) -> Iterator[Guarantee]:
-    """Tries every guarantee below ``<uri>/<a name that nobody uses>``, and cleans up as far as the keys allow. Raises
-    SettingsError, TemporaryError: the storage cannot even be reached, or the keys are refused."""
+    """Check every guarantee below ``<uri>/<unused name>`` and clean up as far as the keys allow.
+
+    Raises:
+        SettingsError: the storage cannot be used: wrong endpoint, bucket, keys or addressing style.
+        TemporaryError: the storage cannot be reached or is too busy. This says nothing about its guarantees.
+    """
     place = join(uri, f"probe-{token_hex(8)}")
     try:
-        store.stat(join(place, "nothing"))  # tells of a wrong endpoint, bucket or key in the words of the storage
+        _check_access(store, join(place, "nothing"))
         for name, (meaning, check) in CHECKS.items():
             try:
-                fault = next(check(store, join(place, name)), "")
-            except (SettingsError, TemporaryError, InputError) as error:
-                fault = str(error)
-            yield Guarantee(name, meaning, fault)
+                yield Guarantee(name, meaning, next(check(store, join(place, name)), ""))
+            except (SettingsError, InputError) as error:
+                yield Guarantee(name, meaning, str(error), is_refused=True)
     finally:
         with suppress(VcotError):  # the keys of stages need not allow it: what cannot be deleted stays, some 20 MB
             for entry in list(store.list(place)):
                 store.delete(entry.uri)
             if not place.startswith("s3://"):
                 shutil.rmtree(place.removeprefix("file://"), ignore_errors=True)
+
+
+def _check_access(store: Store, uri: str) -> None:
+    """Raise SettingsError if no object can be addressed, and name the addressing style if that is the reason."""
+    try:
+        store.stat(uri)
+    except SettingsError as error:
+        if store.needs_virtual_hosts(uri):
+            raise SettingsError(
+                f"{uri}: the storage answers only at bucket.host (virtual-host addressing). Put 'addressing_style = "
+                "virtual' below 's3 =' into the file that AWS_CONFIG_FILE names (docs/storage.md)"
+            ) from error
+        raise
 
 
 # --- the guarantees: what was seen where one does not hold; no more is tried then -------------------------------
@@ -90,14 +117,24 @@ def _writes_once(store: Store, place: str) -> Iterator[str]:
 
 
 def _one_winner(store: Store, place: str) -> Iterator[str]:
-    uri = join(place, "object")
+    start = Barrier(WRITERS)
+
+    def write(writer: int, uri: str) -> bool:
+        data = b"%d " % writer + bytes(RACE_BYTES)
+        start.wait()
+        store.stat(uri)  # opens this thread's connection; handshakes would otherwise spread the writers out
+        start.wait()
+        return store.write_once(uri, data)
+
     with ThreadPoolExecutor(WRITERS) as pool:
-        won = list(pool.map(lambda writer: store.write_once(uri, b"%d" % writer), range(WRITERS)))
-    winners = [writer for writer, first in enumerate(won) if first]
-    if len(winners) != 1:
-        yield f"of {WRITERS} writers at once {len(winners)} were told that they are the first; one must be"
-    if (got := store.read(uri)) != b"%d" % winners[0]:
-        yield f"writer {winners[0]} was told that it is the first, and the object is of writer {got.decode()}"
+        for number in range(ROUNDS):
+            uri = join(place, f"object-{number}")
+            won = list(pool.map(write, range(WRITERS), [uri] * WRITERS))
+            winners = [writer for writer, first in enumerate(won) if first]
+            if len(winners) != 1:
+                yield f"of {WRITERS} writers at once {len(winners)} got success in race {number + 1}; one must"
+            if (got := store.read(uri).split(b" ")[0]) != b"%d" % winners[0]:
+                yield f"writer {winners[0]} got success, and the object is from writer {got.decode(errors='replace')}"
 
 
 def _lists(store: Store, place: str) -> Iterator[str]:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 from urllib.parse import urlsplit
 
 import boto3
@@ -196,6 +196,22 @@ class S3Object:
                         raise
             seen.add(self.bucket)
 
+    def needs_virtual_hosts(self) -> bool:
+        """Return True if virtual-host addressing reaches the bucket, and path-style addressing does not."""
+        try:
+            self.client.head_bucket(Bucket=self.bucket)
+        except ClientError as error:
+            if _status(error) >= 500:
+                return False
+        except _BOTO_ERRORS:
+            return False
+        else:
+            return False
+        with suppress(*_BOTO_ERRORS):
+            _new_connection("virtual").client.head_bucket(Bucket=self.bucket)
+            return True
+        return False
+
     @property
     def client(self) -> S3Client:
         return _connect(self.uri).client
@@ -271,7 +287,7 @@ class S3Object:
             return SettingsError(f"{self.uri}: {endpoint} {_KEYS[code]} ({said})")
         if code in _BAD_NAME.split():
             return InputError(f"{self.uri}: {endpoint} cannot hold or give this object ({said})")
-        if code in _BUSY.split() or (status >= 500 and code != "NotImplemented"):
+        if code in _BUSY.split() or (status >= 500 and code not in ("NotImplemented", "501")):
             return TemporaryError(f"{self.uri}: {endpoint} is not well just now ({code}: {said})")
         return SettingsError(f"{self.uri}: {endpoint} refuses {error.operation_name} ({code}: {said})")
 
@@ -416,7 +432,7 @@ def _connect(uri: str) -> _Connection:
         return _connections[key]
 
 
-def _new_connection() -> _Connection:
+def _new_connection(addressing_style: Literal["path", "virtual"] | None = None) -> _Connection:
     core = botocore.session.get_session()
     patience_is_theirs = core.get_config_variable("max_attempts") is not None
     retries: dict[str, Any] = {} if patience_is_theirs else {"total_max_attempts": _TRIES}
@@ -441,8 +457,8 @@ def _new_connection() -> _Connection:
         for setting in ("request_checksum_calculation", "response_checksum_validation"):
             if f"AWS_{setting.upper()}" not in os.environ:
                 more[setting] = "when_required"
-        if "addressing_style" not in (core.get_scoped_config().get("s3") or {}):
-            more["s3"] = {"addressing_style": "path"}
+        if addressing_style or "addressing_style" not in (core.get_scoped_config().get("s3") or {}):
+            more["s3"] = {"addressing_style": addressing_style or "path"}
         made = client(**more)
     if not patience_is_theirs:
         _set_ceiling(made)

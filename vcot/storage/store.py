@@ -90,6 +90,11 @@ class Store:
     def stat(self, uri: str) -> Entry | None:
         return _readable(uri).stat()
 
+    def needs_virtual_hosts(self, uri: str) -> bool:
+        """Return True if the bucket answers at bucket.host but not at host/bucket; always False for folders."""
+        place = _writable(uri)
+        return not isinstance(place, LocalFile) and place.needs_virtual_hosts()
+
     def digest(self, uri: str) -> str:
         """sha256 of the stored bytes, in hex, by streaming."""
         digest = hashlib.sha256()
