@@ -312,7 +312,11 @@ def table(report: Mapping[str, Any]) -> Table:
         "found: true boxes met with IoU ≥ 0.5 by the first boxes of the reply, as many as are true (acc@0.5);",
         "precision: right ones of all its boxes; overlap: mean IoU. A box that was missed counts as 0.",
     ]
-    for heading, sentences in (("It can:", summary["can"]), ("It cannot:", summary["cannot"])):
+    for heading, sentences in (
+        ("It can:", summary["can"]),
+        ("It cannot:", summary["cannot"]),
+        ("Too few rows to tell whether it can:", summary.get("unclear")),
+    ):
         if sentences:
             lines += ["", heading, *(f"  · {sentence}" for sentence in sentences)]
     lines += [f"Several replies: {line}" for line in map(_of_draws, report.get("selection", ()))]
