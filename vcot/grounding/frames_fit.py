@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from vcot.grounding.boxes import Box, BoxError, Frame, FrameSpec, match
+from vcot.grounding.boxes import Box, BoxError, Frame, FrameName, FrameSpec, match
 
 Order = Literal["xyxy", "yxyx", "xywh", "cxcywh"]
 
@@ -110,9 +110,10 @@ def compare_notations(rows: Iterable[NumberedRow], declared: FrameSpec) -> Notat
 
 def notations(declared: FrameSpec) -> Iterator[Notation]:
     """Yield every notation that is tried, the declared one first."""
-    frames = [declared, *map(FrameSpec, ("thousandths", "pixels", "fractions", "padded_square")), SENT_PIXELS]
+    names: tuple[FrameName, ...] = ("thousandths", "pixels", "fractions", "padded_square")
+    frames = dict.fromkeys([declared, *(FrameSpec(name) for name in names), SENT_PIXELS])
     for order in get_args(Order):
-        for frame in dict.fromkeys(frames):
+        for frame in frames:
             yield Notation(frame, order)
 
 
