@@ -207,16 +207,20 @@ class ReplyCache:
         <cache>/ab/abcdef….json    a Completion, written once, named by Request.key()
 
     The endpoint's address is not part of the key, so that moving from one gateway to another costs nothing.
+
+    keeps_empty: store replies without text as well. Without it they are requested again, as are those that an earlier
+    version stored.
     """
 
-    def __init__(self, store: Store, uri: str) -> None:
-        self.store, self.uri = store, uri
+    def __init__(self, store: Store, uri: str, *, keeps_empty: bool = True) -> None:
+        self.store, self.uri, self.keeps_empty = store, uri, keeps_empty
 
     def get(self, key: str) -> Completion | None:
         """Raises InputError where something else stands in the reply's place."""
         uri = self._uri(key)
         try:
-            return Completion.model_validate_json(self.store.read(uri))
+            completion = Completion.model_validate_json(self.store.read(uri))
+            return completion if self._counts(completion) else None
         except NotFound:
             return None
         except ValidationError as error:
@@ -225,9 +229,14 @@ class ReplyCache:
 
     def keep(self, key: str, completion: Completion) -> Completion:
         """The reply that counts from now on: this one, or the one that another process stored before."""
-        if self.store.write_once(self._uri(key), completion.line()):
+        if not self._counts(completion) or self.store.write_once(self._uri(key), completion.line()):
             return completion
-        return self.get(key) or completion
+        if (kept := self.get(key)) is None:  # what an earlier version stored has no text
+            self.store.write(self._uri(key), completion.line())
+        return kept or completion
+
+    def _counts(self, completion: Completion) -> bool:
+        return self.keeps_empty or bool(completion.text.strip())
 
     def _uri(self, key: str) -> str:
         return join(self.uri, key[:2], f"{key}.json")

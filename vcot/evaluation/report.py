@@ -28,6 +28,8 @@ from vcot.reports.rendering import plural
 MOST_GROUPS = 12
 FEW = 20
 """Rows below which a group's figures are called few."""
+MOST_UNCLEAR = 4
+"""Sentences about groups of few rows; of more, only their number is given."""
 NEARLY_ALL = 0.9
 """Share of the rows with the same reply to a blank image from which on the summary names it."""
 JUDGED = ("accuracy_at_50", "answer_accuracy")
@@ -197,7 +199,7 @@ def gather(
 def build(
     evidence: Evidence, *, split: str, seed: int, made_with: Mapping[str, Any],
     seconds: Mapping[Way, float] | None = None, can_score: bool = True, measures: Collection[str] = USUAL,
-    suites: Sequence[Mapping[str, Any]] = (),
+    suites: Sequence[Mapping[str, Any]] = (), credibility: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The report, ready for JSON.
 
@@ -206,6 +208,7 @@ def build(
         can_score: the subject says how likely it finds a given answer.
         measures: ways of choosing among several replies (vcot.evaluation.voting).
         suites: tables of benchmarks (vcot.evaluation.suites.tables).
+        credibility: of the replies (vcot.evaluation.credibility).
     """
     pairs = [pair for pair in PAIRS.values() if all(one in evidence.replies for one in pair)]
     measured = measure(evidence.scores, pairs, seed=seed)
@@ -238,6 +241,7 @@ def build(
         "probes": probes(evidence.samples, evidence.probes, evidence.replies["subject-real"], seed),
         "ways": _ways(evidence, seconds or {}, seed),
         "suites": list(suites),
+        "credibility": None if credibility is None else dict(credibility),
         "made_with": dict(made_with),
     }
     greedy = {way: evidence.ways[way]["real"] for way in evidence.draws}
@@ -470,6 +474,9 @@ def summarise(report: Mapping[str, Any]) -> dict[str, Any]:
             _of_pointing(group, summary)
         if group["question"] is not None:
             _of_answers(group, summary)
+    if len(summary["unclear"]) > MOST_UNCLEAR:
+        count = len(summary["unclear"])
+        summary["unclear"] = [f"do {count} of the things that were asked for: each has fewer than {FEW} rows."]
     _compare_with_blank_images(report, summary)
     differences = figures_of(report, "differences")
     summary["cannot"] += [
