@@ -306,3 +306,66 @@ def test_a_promoted_model_must_look(report, blank, wrong, passes, with_boxes):
     gates = judge_gates(changed, EvaluationConfig(promote=True))[-2:]
     assert [gate["passed"] for gate in gates] == passes
     assert all(gate["gate"].startswith(names[0]) for gate in gates)
+
+
+# --- sentences follow from boxes and answers ------------------------------------------------------------
+
+
+def moved(reply, one, box="[1, 1, 9, 9]"):
+    """The same reply with every box at a place where nothing is."""
+    if reply is None:
+        return None
+    text = re.sub(r"<box>.*?</box>", f"<box>{box}</box>", reply.score.text)
+    return reply.model_copy(update={"score": score(text, one, frame(one))})
+
+
+def discs_only(evidence, rows=24, keys=("subject-real", "subject-blank"), **changed):
+    """The first rows about discs, of the tuned model alone."""
+    replies = {key: evidence.replies[key][:rows] for key in keys} | changed
+    return dataclasses.replace(
+        evidence, samples=evidence.samples[:rows], replies=replies, ways={"ground": {"real": replies["subject-real"]}},
+        guesses={name: each[:rows] for name, each in evidence.guesses.items()},
+    )  # fmt: skip
+
+
+def test_answers_from_the_image_count_as_looking(evidence):
+    wrong_boxes = tuple(map(moved, evidence.replies["subject-real"][:24], evidence.samples))
+    few = discs_only(evidence, **{"subject-real": wrong_boxes})
+    summary = made(few)["verdict"]
+    assert not any("be said to look" in line for line in summary["cannot"])
+    assert any(
+        line.startswith("answer from what the image shows: its answers are right more") for line in summary["can"]
+    )
+    (boxes,) = [line for line in summary["cannot"] if line.startswith("draw its boxes from what the image shows")]
+    assert "although its answers do" in boxes
+
+
+def test_wrong_images_count_where_blank_ones_are_missing(evidence):
+    blind = discs_only(evidence, keys=("subject-real", "subject-shuffled"))
+    blind = dataclasses.replace(blind, replies=blind.replies | {"subject-shuffled": blind.replies["subject-real"]})
+    summary = made(blind)["verdict"]
+    assert any("be said to look" in line and "than on wrong ones" in line for line in summary["cannot"])
+
+
+def test_few_rows_without_a_difference_are_unclear(evidence):
+    few = discs_only(evidence, rows=4)
+    blind = dataclasses.replace(few, replies=few.replies | {"subject-blank": few.replies["subject-real"]})
+    report = made(blind)
+    summary = report["verdict"]
+    assert not any(line.startswith(("point at", "answer “")) for line in summary["cannot"])
+    assert any(line.startswith("look: 4 rows show no clear difference") for line in summary["unclear"])
+    assert "Too few rows to tell whether it can" in page.html(report)
+    console = Console(width=200, file=io.StringIO())
+    console.print(page.table(report))
+    assert "Too few rows to tell whether it can:" in console.file.getvalue()
+
+
+def test_suites_have_no_list_of_things(evidence):
+    suite = {"suite": "refcoco", "about": "x", "shown": [], "ways": [{"way": "ground", "sets": []}], "published": []}
+    found = build(
+        evidence, split="test", seed=0, made_with={"base": "s3://x/base", "max_new_tokens": 16}, suites=[suite]
+    )  # fmt: skip
+    assert not [group["thing"] for group in found["groups"] if group["thing"]]
+    sentences = [line for part in ("can", "cannot", "unclear", "notes") for line in found["verdict"][part]]
+    assert not [line for line in sentences if "disc" in line or "lever" in line]
+    assert any("the rows of refcoco" in line for line in sentences)

@@ -482,6 +482,7 @@ def completion_of(answer: Any, model: str, seconds: float) -> Completion | None:
         tokens_cached=_count(as_dict(usage.get("prompt_tokens_details")).get("cached_tokens")),
         seconds=round(seconds, 3),
         logprobs=_logprobs(choice),
+        other_fields=tuple(name for name in OTHER_FIELDS if message.get(name)),
     )
 
 
@@ -492,6 +493,10 @@ def _error_in(choice: dict[str, Any]) -> str:
         return ""
     words = as_dict(error).get("message") or as_dict(error).get("code") or "finish_reason: error"
     return _plain(" ".join(str(words).split()))[:LONGEST_NAME]
+
+
+OTHER_FIELDS = ("reasoning_content", "reasoning", "tool_calls", "function_call", "refusal")
+"""Fields of a message in which servers put what a model wrote, other than `content`."""
 
 
 def _logprobs(choice: dict[str, Any]) -> tuple[float, ...] | None:

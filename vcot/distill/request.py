@@ -208,10 +208,13 @@ class ReplyCache:
         <cache>/ab/abcdef….json    a Completion, written once, named by Request.key()
 
     The endpoint's address is not part of the key, so that moving from one gateway to another costs nothing.
+
+    keeps_empty: store replies without text as well. Without it they are requested again, as are those that an earlier
+    version stored.
     """
 
-    def __init__(self, store: Store, uri: str) -> None:
-        self.store, self.uri = store, uri
+    def __init__(self, store: Store, uri: str, *, keeps_empty: bool = True) -> None:
+        self.store, self.uri, self.keeps_empty = store, uri, keeps_empty
 
     def get(self, key: str) -> Completion | None:
         """The stored reply; None where there is none, or an error that an earlier version stored as one.
@@ -221,7 +224,7 @@ class ReplyCache:
         uri = self._uri(key)
         try:
             completion = Completion.model_validate_json(self.store.read(uri))
-            return None if completion.finish_reason == ERROR else completion
+            return completion if self._counts(completion) else None
         except NotFound:
             return None
         except ValidationError as error:
@@ -230,12 +233,14 @@ class ReplyCache:
 
     def keep(self, key: str, completion: Completion) -> Completion:
         """The reply that counts from now on: this one, or the one that another process stored before."""
-        if self.store.write_once(self._uri(key), completion.line()):
+        if not self._counts(completion) or self.store.write_once(self._uri(key), completion.line()):
             return completion
-        if (stored := self.get(key)) is not None:
-            return stored
-        self.store.write(self._uri(key), completion.line())
-        return completion
+        if (kept := self.get(key)) is None:  # an earlier version stored an error or a reply without text
+            self.store.write(self._uri(key), completion.line())
+        return kept or completion
+
+    def _counts(self, completion: Completion) -> bool:
+        return completion.finish_reason != ERROR and (self.keeps_empty or bool(completion.text.strip()))
 
     def _uri(self, key: str) -> str:
         return join(self.uri, key[:2], f"{key}.json")

@@ -128,6 +128,11 @@ class EvaluationConfig(BaseModel):
         0.05, "the stage fails when more of its questions cannot be asked (images missing)", unit="0..1", ge=0, le=1,
         shapes_result=False,
     )  # fmt: skip
+    max_unusable_share: float = setting(
+        0.2, "gate: share of the replies to the real images, in the first way of asking, that may be empty, cut off "
+        "before an answer, refused, unreadable or missing; above it the figures say little about the model. Raise it "
+        "to measure a model that often gives no answer", unit="0..1", ge=0, le=1, shapes_result=False,
+    )  # fmt: skip
     require_not_worse_than_base: bool = setting(
         False, "gate: neither acc@0.5 nor answers clearly below the base's, asked in the form in which it does better "
         "(95 % interval)",

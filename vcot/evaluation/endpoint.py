@@ -232,7 +232,8 @@ class EndpointModel(Asking):
         # The same name may stand for other weights elsewhere, so what is kept goes by the address as well.
         own = join(cache_uri, hashlib.sha256(f"{address}#{name}".encode()).hexdigest()[:16])
         client = TeacherClient(
-            Endpoint(at_once=at_once, timeout=timeout, address=address, flags=FLAGS), ReplyCache(store, own),
+            Endpoint(at_once=at_once, timeout=timeout, address=address, flags=FLAGS),
+            ReplyCache(store, own, keeps_empty=False),
             prices or read_prices(store), ledger or Ledger(store, own, budget_of(None, None, None)), retries=retries,
             # Of a share alone: some questions after another may be long.
             failures=Failures(sys.maxsize, max_unanswered),
@@ -248,6 +249,10 @@ class EndpointModel(Asking):
 
     def form(self, model: Model = "subject") -> Form:
         return self.declared.own
+
+    def sent_size(self, sample: Sample) -> tuple[int, int]:
+        """Return (width, height) at which a sample's first image is sent."""
+        return self.declared.size((sample.shown.kept.width, sample.shown.kept.height))
 
     def frame(self, model: Model, sample: Sample) -> Frame:
         return sample.frame(self.declared.frame)

@@ -15,6 +15,7 @@ from vcot.answers import Synonyms
 from vcot.errors import InputError, SettingsError
 from vcot.evaluation import page
 from vcot.evaluation.config import CONDITIONS, WAYS, EvaluationConfig, Way
+from vcot.evaluation.credibility import assess
 from vcot.evaluation.gates import judge_gates, raise_if_failed
 from vcot.evaluation.models import ModelRunner, Models
 from vcot.evaluation.report import build, gather, split_notes
@@ -147,9 +148,18 @@ class Evaluation:
         judge: dict[str, Any] | None = None
         if self.config.judge is not None:
             replies["viscot"], judge = self._judged(self.config.judge, replies["viscot"])
+        sent = getattr(self.models, "sent_size", None)
+        endpoint = is_endpoint(self.subject.uri)
+        credibility = assess(
+            evidence.samples, evidence.ways, max_new_tokens=self.config.max_new_tokens,
+            frame=self.models.prompt("subject", self.ways[0], evidence.samples[0], ()).frame,
+            sent={} if sent is None else {s.id: sent(s) for s in evidence.samples if s.images},
+            requested=self.subject.uri.partition("#")[2] if endpoint else None,
+        )  # fmt: skip
         report = build(
             evidence, split=split, seed=seed, made_with=made_with, seconds=by_way, can_score=self.models.can_score,
             measures=self.config.vote, suites=tables.tables(replies, seed, judge), stored=self.stored,
+            credibility=credibility,
         )  # fmt: skip
         report["gates"] = judge_gates(report, self.config)
         html = page.html(report, page.examples(self.store, evidence, report, self.config.overlays, seed))

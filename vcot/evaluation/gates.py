@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vcot.errors import GateFailed
+from vcot.evaluation import credibility
 from vcot.evaluation.compare import against_first, is_worse
 from vcot.evaluation.config import EvaluationConfig
 from vcot.evaluation.report import JUDGED, both, figures_of, judged, value
@@ -19,6 +20,8 @@ def judge_gates(report: Mapping[str, Any], config: EvaluationConfig) -> list[dic
     def judge(gate: str, passed: bool, found: str) -> None:
         gates.append({"gate": gate, "passed": passed, "words": f"{gate}: {found}"})
 
+    if report.get("credibility"):
+        gates += credibility.gates(report["credibility"], config.max_unusable_share)
     results, differences = figures_of(report, "results"), figures_of(report, "differences")
     figures = results["subject-real"]
     if config.require_not_worse_than_base or config.promote:

@@ -308,11 +308,17 @@ def overlay_png(store: Store, evidence: Evidence) -> bytes | None:
 def table(report: Mapping[str, Any]) -> Table:
     """Before → after with 95 % intervals, wrong images, guesses, the number of rows and boxes, and the summary."""
     samples, summary = report["samples"], report["verdict"]
+    doubts = (report.get("credibility") or {}).get("warnings", ())
     lines = [
+        *(["Read this before you believe the figures:", *(f"  · {doubt}" for doubt in doubts), ""] if doubts else []),
         "found: true boxes met with IoU ≥ 0.5 by the first boxes of the reply, as many as are true (acc@0.5);",
         "precision: right ones of all its boxes; overlap: mean IoU. A box that was missed counts as 0.",
     ]
-    for heading, sentences in (("It can:", summary["can"]), ("It cannot:", summary["cannot"])):
+    for heading, sentences in (
+        ("It can:", summary["can"]),
+        ("It cannot:", summary["cannot"]),
+        ("Too few rows to tell whether it can:", summary.get("unclear")),
+    ):
         if sentences:
             lines += ["", heading, *(f"  · {sentence}" for sentence in sentences)]
     lines += [f"Several replies: {line}" for line in map(_of_draws, report.get("selection", ()))]

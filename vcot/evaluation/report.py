@@ -30,6 +30,8 @@ FEW = 20
 """Rows below which a group's figures are called few."""
 SMALL_SHARE = 0.2
 """Share of all rows below which a split with few rows is named."""
+MOST_UNCLEAR = 4
+"""Sentences about groups of few rows; of more, only their number is given."""
 NEARLY_ALL = 0.9
 """Share of the rows with the same reply to a blank image from which on the summary names it."""
 JUDGED = ("accuracy_at_50", "answer_accuracy")
@@ -200,6 +202,7 @@ def build(
     evidence: Evidence, *, split: str, seed: int, made_with: Mapping[str, Any],
     seconds: Mapping[Way, float] | None = None, can_score: bool = True, measures: Collection[str] = USUAL,
     suites: Sequence[Mapping[str, Any]] = (), stored: Mapping[str, int] | None = None,
+    credibility: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The report, ready for JSON.
 
@@ -236,12 +239,13 @@ def build(
         ],
         "guesses": [_row(key, GUESSES, measured.figures[key]) for key in evidence.guesses],
         "differences": [_row(key, DIFFERENCES, figures, tuned) for key, figures in _differences(measured).items()],
-        "groups": list(_groups(evidence, pairs, seed)),
+        "groups": list(_groups(evidence, pairs, seed, with_things=not suites)),
         "boxes_asked": (boxes := next(iter(evidence.ways)) in BOXED),
         "failures": failures(evidence.subject_scores, boxes=boxes, seed=seed),
         "probes": probes(evidence.samples, evidence.probes, evidence.replies["subject-real"], seed),
         "ways": _ways(evidence, seconds or {}, seed),
         "suites": list(suites),
+        "credibility": None if credibility is None else dict(credibility),
         "made_with": dict(made_with),
     }
     greedy = {way: evidence.ways[way]["real"] for way in evidence.draws}
@@ -322,16 +326,21 @@ def _differences(measured: Measured) -> dict[str, dict[str, Figure]]:
     return found
 
 
-def _groups(evidence: Evidence, pairs: Sequence[tuple[str, str]], seed: int) -> Iterator[dict[str, Any]]:
+def _groups(
+    evidence: Evidence, pairs: Sequence[tuple[str, str]], seed: int, *, with_things: bool = True
+) -> Iterator[dict[str, Any]]:
     """The same measurement for each question, each thing that is asked about, and what else rows bring (metadata).
 
     A group has a `question`, a `thing`, a `metadata` ("camera: north"), or several, where they are the same rows.
+    with_things: without it, as for the many categories of a benchmark, there are no groups of things.
     """
     samples = evidence.samples
     questions = [sample.question for sample in samples]
     if len(set(questions)) > MOST_GROUPS:  # then how they begin: "how many …"
         questions = [" ".join(question.casefold().split()[:2]) + " …" for question in questions]
-    kinds = [("question", questions), ("thing", [subject(sample, evidence.learned.labels) for sample in samples])]
+    kinds = [("question", questions)]
+    if with_things:
+        kinds.append(("thing", [subject(sample, evidence.learned.labels) for sample in samples]))
     kinds += [("metadata", [f"{name}: {value}" for value in said]) for name, said in _metadata(samples).items()]
     groups: dict[tuple[int, ...], dict[str, Any]] = {}
     for kind, names in kinds:
@@ -454,37 +463,83 @@ def guess_name(key: str) -> str:
 
 
 def summarise(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Sentences, each with its numbers. `can` goes on "It can …": clearly better than guessing and than blank
-    images, and right more often than not. `cannot` goes on "It cannot …"."""
-    can: list[str] = []
-    cannot: list[str] = []
-    for group in report["groups"]:
+    """Summarize the report in sentences, each with its numbers.
+
+    Returns:
+        headline: the main result in one sentence.
+        can: continues "It can …": clearly better than guessing and than blank images, and right more often than not.
+        cannot: continues "It cannot …".
+        unclear: continues "Too few rows to tell whether it can …": fewer than FEW rows, which show neither.
+        notes: what a reader must know to read the numbers correctly.
+    """
+    summary: dict[str, list[str]] = {"can": [], "cannot": [], "unclear": []}
+    for group in () if report["suites"] else report["groups"]:  # of a benchmark they would be a list of categories
         if group["thing"] is not None:
-            _of_pointing(group, can, cannot)
+            _of_pointing(group, summary)
         if group["question"] is not None:
-            _of_answers(group, can, cannot)
-    unmoved: Mapping[str, Any] = next((row for row in report["results"] if row["key"] == "subject-blank"), {})
-    if unmoved.get("compared") and unmoved["same_as_real"] >= NEARLY_ALL * unmoved["compared"]:
-        cannot.append(
-            f"be said to look: it gives the same reply to a blank image in {unmoved['same_as_real']:,} of "
-            f"{unmoved['compared']:,} rows; an endpoint whose server drops images does so, too."
-        )
+            _of_answers(group, summary)
+    if len(summary["unclear"]) > MOST_UNCLEAR:
+        count = len(summary["unclear"])
+        summary["unclear"] = [f"do {count} of the things that were asked for: each has fewer than {FEW} rows."]
+    _compare_with_blank_images(report, summary)
     differences = figures_of(report, "differences")
-    if (blank := differences.get("real-blank")) is not None:
-        change = blank[name := judged(blank)]
-        if change["value"] is not None and not _above_zero(change):
-            cannot.append(
-                "be said to look: on real images it is not shown to be better than on blank ones "
-                f"({both(name, change, signed=True)})."
-            )
-    cannot += [
+    summary["cannot"] += [
         f"do as well as before it was tuned: {METRICS[name].label} {both(name, change, signed=True)}."
         for name in JUDGED
         if "after-before" in differences
         and (change := differences["after-before"][name])["high"] is not None
         and change["high"] < 0
     ]
-    return {"headline": _headline(report), "can": can, "cannot": cannot, "notes": list(_notes(report))}
+    return {"headline": _headline(report), **summary, "notes": list(_notes(report))}
+
+
+_LOOKS_BY = {
+    "accuracy_at_50": ("its boxes", "find true boxes", "draw its boxes from what the image shows"),
+    "answer_accuracy": ("its answers", "are right", "answer from what the image shows"),
+}
+"""Name of a figure → subject, predicate and skill in sentences about blank images."""
+
+
+def _compare_with_blank_images(report: Mapping[str, Any], summary: Mapping[str, list[str]]) -> None:
+    """Add sentences that say whether boxes and answers depend on the image: blank images, else those of other rows."""
+    same: Mapping[str, Any] = next((row for row in report["results"] if row["key"] == "subject-blank"), {})
+    if same.get("compared") and same["same_as_real"] >= NEARLY_ALL * same["compared"]:
+        summary["cannot"].append(
+            f"be said to look: it gives the same reply to a blank image in {same['same_as_real']:,} of "
+            f"{same['compared']:,} rows; an endpoint whose server drops images does so, too."
+        )
+    differences = figures_of(report, "differences")
+    key, images = next(((k, i) for k, i in _WITHOUT_THE_IMAGE.items() if k in differences), ("", ""))
+    if not key:
+        return
+    changes = {name: each for name in JUDGED if (each := differences[key][name])["value"] is not None}
+    shown = [name for name in changes if _above_zero(changes[name])]
+    for name in changes if shown else ():
+        who, does, skill = _LOOKS_BY[name]
+        change = both(name, changes[name], signed=True)
+        if name in shown:
+            summary["can"].append(f"{skill}: {who} {does} more often on real images than on {images} ones ({change}).")
+        else:
+            where = "unclear" if _is_open(changes[name]) else "cannot"
+            summary[where].append(
+                f"{skill}: {who} do not {does.replace('are right', 'come out right')} more often on real images than "
+                f"on {images} ones ({change}), although {_LOOKS_BY[shown[0]][0]} do."
+            )
+    if changes and not shown:
+        figures = "; ".join(f"{METRICS[name].label} {both(name, each, signed=True)}" for name, each in changes.items())
+        if all(map(_is_open, changes.values())):
+            rows = plural(max(each["rows"] for each in changes.values()), "row")
+            summary["unclear"].append(
+                f"look: {rows} show no clear difference between real and {images} images ({figures})."
+            )
+        else:
+            summary["cannot"].append(
+                f"be said to look: it is not shown to be better on real images than on {images} ones ({figures})."
+            )
+
+
+_WITHOUT_THE_IMAGE = {"real-blank": "blank", "real-wrong": "wrong"}
+"""Difference → the images that the model saw in place of the real ones, in the order of preference."""
 
 
 def _headline(report: Mapping[str, Any]) -> str:
@@ -501,11 +556,11 @@ def _headline(report: Mapping[str, Any]) -> str:
     return sentence + "."
 
 
-def _of_pointing(group: Mapping[str, Any], can: list[str], cannot: list[str]) -> None:
+def _of_pointing(group: Mapping[str, Any], summary: Mapping[str, list[str]]) -> None:
     name, after = group["thing"], group["results"]["subject-real"]
     alarms, figure, precision = after["boxes_where_absent"], after["accuracy_at_50"], after["precision"]
     if alarms["rows"] and alarms["value"] > 0.1:
-        cannot.append(
+        summary["cannot"].append(
             f"say that there is no “{name}” where there is none: it draws a box all the same, {_of(alarms)} times"
             f" ({both('boxes_where_absent', alarms)}){_few(alarms)}."
         )
@@ -513,39 +568,41 @@ def _of_pointing(group: Mapping[str, Any], can: list[str], cannot: list[str]) ->
     if name == NOT_ANNOTATED or against is None:
         return
     guess = f"the best guess ({guess_name(against['guess'])})"
-    said = f"point at “{name}”: it finds {_of(figure)}"
-    skilled = _weigh(group, "accuracy_at_50", said, guess, "misses most", can, cannot)
-    if skilled and (missed := round(figure["count"] * (1 - figure["value"]))):
-        cannot.append(f"find every “{name}”: it misses {missed:,} of {figure['count']:,.0f}.")
+    result = f"point at “{name}”: it finds {_of(figure)}"
+    is_skill = _weigh(group, "accuracy_at_50", result, guess, "misses most", summary)
+    if is_skill and (missed := round(figure["count"] * (1 - figure["value"]))):
+        summary["cannot"].append(f"find every “{name}”: it misses {missed:,} of {figure['count']:,.0f}.")
     if precision["value"] is not None and precision["value"] < 0.5 <= figure["value"]:
-        cannot.append(
+        summary["cannot"].append(
             f"stop in time when it points at “{name}”: only {_of(precision)} of its boxes are right"
             f" ({_share('precision', precision)})."
         )
 
 
-def _of_answers(group: Mapping[str, Any], can: list[str], cannot: list[str]) -> None:
+def _of_answers(group: Mapping[str, Any], summary: Mapping[str, list[str]]) -> None:
     if "answer_accuracy" in group["against_guess"]:
-        said = f"answer “{group['question']}”: {_of(group['results']['subject-real']['answer_accuracy'])} right"
-        _weigh(group, "answer_accuracy", said, "the usual answer", "wrong most of the time", can, cannot)
+        result = f"answer “{group['question']}”: {_of(group['results']['subject-real']['answer_accuracy'])} right"
+        _weigh(group, "answer_accuracy", result, "the usual answer", "wrong most of the time", summary)
 
 
 def _weigh(
-    group: Mapping[str, Any], name: str, said: str, guess: str, still: str, can: list[str], cannot: list[str]
+    group: Mapping[str, Any], name: str, result: str, guess: str, still: str, summary: Mapping[str, list[str]]
 ) -> bool:
-    """Whether it is a skill; the sentence goes to `can` or to `cannot`, with the reason."""
+    """Return whether a figure shows a skill; add its sentence, with the reason, to the list where it belongs."""
     figure, against = group["results"]["subject-real"][name], group["against_guess"][name]
     blank = group["differences"].get("real-blank")
-    said += f" ({_share(name, figure)}){_few(figure)}, {guess} {value(name, against['its'])}."
-    doubt = ""
+    result += f" ({_share(name, figure)}){_few(figure)}, {guess} {value(name, against['its'])}."
+    doubt, where = "", "cannot"
     if not _above_zero(against["difference"]):
         doubt = " That is not shown to be better than guessing."
+        where = "unclear" if _is_open(against["difference"]) else "cannot"
     elif blank is not None and blank[name]["value"] is not None and not _above_zero(blank[name]):
         seen = value(name, group["results"]["subject-blank"][name])
         doubt = f" On blank images it is {seen}: not shown to come from looking."
+        where = "unclear" if _is_open(blank[name]) else "cannot"
     elif figure["value"] < 0.5:
         doubt = f" That is better than guessing, and still {still}."
-    (cannot if doubt else can).append(said + doubt)
+    summary[where if doubt else "can"].append(result + doubt)
     return not doubt
 
 
@@ -558,8 +615,9 @@ def _notes(report: Mapping[str, Any]) -> Iterator[str]:
             "figure, the better of the two."
         )
     yield from (_of_form(key, results[key]) for key in BASES if key in results)
-    questions = ", ".join(f"“{group['question']}”" for group in report["groups"] if group["question"] is not None)
-    yield f"What was asked: {questions}. What the model does with anything else is not known."
+    questions = [f"“{group['question']}”" for group in report["groups"] if group["question"] is not None]
+    asked = [f"the rows of {suite['suite']}" for suite in report["suites"]] or questions
+    yield f"What was asked: {', '.join(asked)}. What the model does with anything else is not known."
     if samples["annotated"] < samples["rows"]:
         yield (
             f"{samples['rows'] - samples['annotated']:,} of {samples['rows']:,} rows have no annotated boxes;"
@@ -631,6 +689,12 @@ def _share(name: str, figure: Mapping[str, Any]) -> str:
 
 def _above_zero(difference: Mapping[str, Any]) -> bool:
     return difference["low"] is not None and difference["low"] > 0
+
+
+def _is_open(difference: Mapping[str, Any]) -> bool:
+    """Return True if fewer than FEW rows were measured and they show no difference, neither up nor down."""
+    is_settled = difference["low"] is not None and (difference["low"] > 0 or difference["high"] < 0)
+    return difference["rows"] < FEW and not is_settled
 
 
 def _few(figure: Mapping[str, Any]) -> str:

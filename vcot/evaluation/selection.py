@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vcot.evaluation.calibration import calibration
 from vcot.evaluation.config import Way
+from vcot.evaluation.credibility import logprobs_fit
 from vcot.evaluation.metrics import METRICS, Figure, measure_by
 from vcot.evaluation.rationales import UNSCORED
 from vcot.evaluation.voting import SCORED, USUAL, Draw, Measure, Point, Question, Scoring, by_budget, by_samples, select
@@ -54,7 +55,8 @@ def question(sample: Sample, draws: Sequence[Reply], greedy: Reply | None) -> Qu
 
 def _draw(reply: Reply) -> Draw:
     answer, said = split_answer(reply.score.text)[1], reply.completion
-    return Draw(answer, reply.score.answer == "right", said.tokens_out, said.logprobs, reply.rationale_tokens)
+    logprobs = said.logprobs if logprobs_fit(said) else None
+    return Draw(answer, reply.score.answer == "right", said.tokens_out, logprobs, reply.rationale_tokens)
 
 
 def selection(

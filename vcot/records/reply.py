@@ -29,6 +29,12 @@ class Completion(Record):
     tokens_out: int = Field(0, ge=0, description="likewise")
     seconds: float = Field(0.0, ge=0)
     cost: float | None = Field(None, description="US dollars; None where no price is known")
+    other_fields: tuple[str, ...] = Field(
+        (),
+        exclude_if=lambda names: not names,
+        description="fields of the endpoint's message, other than content, that hold text: reasoning_content, "
+        "tool_calls, …; left out where none does",
+    )
     logprobs: Annotated[tuple[FiniteFloat, ...] | None, AfterValidator(rounded)] = Field(
         None, exclude_if=lambda logprobs: logprobs is None,
         description="of each generated token, the natural logarithm of its probability under the model's own "
