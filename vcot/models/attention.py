@@ -160,7 +160,7 @@ def attention(
     return out[None], None
 
 
-def _drop_packed_positions(language_model: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+def _drop_packed_positions(language_model: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
     """Remove the positions from which transformers would find packed rows and build a mask of T × T numbers.
 
     `row_bounds` already keeps the rows apart. Of the four rows of mRoPE positions only the first, of text, is read for
