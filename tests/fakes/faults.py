@@ -11,6 +11,7 @@ import http.server
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -52,11 +53,13 @@ def replaced(path: str, body: bytes, times: int = 1) -> Fault:
 
 
 def truncated(path: str, length: int = 20, times: int = 1) -> Fault:
-    """The Content-Length is that of what is sent, so HTTP sees nothing wrong."""
+    """The headers are those of what is sent, so HTTP sees nothing wrong."""
 
     def change(answer: Answer) -> Answer:
-        headers = {name: value for name, value in answer.headers.items() if name.lower() != "content-range"}
-        return replace(answer, status=200, headers=headers, body=answer.body[:length])
+        end, headers = min(length, len(answer.body)), dict(answer.headers)
+        if answer.status == 206:
+            headers["content-range"] = f"bytes 0-{end - 1}/{end}"
+        return replace(answer, headers=headers, body=answer.body[:end])
 
     return Fault("GET", path, change, times)
 
@@ -122,10 +125,11 @@ def _handler(proxy: FaultProxy) -> type[http.server.BaseHTTPRequestHandler]:
         def _forward(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             upstream = http.client.HTTPConnection(host, timeout=20)
-            headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
-            upstream.request(self.command, self.path, body or None, headers)
+            sent = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+            upstream.request(self.command, self.path, body or None, sent)
             response = upstream.getresponse()
-            answer = Answer(response.status, dict(response.getheaders()), response.read())
+            headers = {name.lower(): value for name, value in response.getheaders()}
+            answer = Answer(response.status, headers, response.read())
             upstream.close()
             self._send(proxy.changed(self.command, unquote(self.path), answer))
 
@@ -135,13 +139,14 @@ def _handler(proxy: FaultProxy) -> type[http.server.BaseHTTPRequestHandler]:
                 if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
                     self.send_header(name, value)
             is_head = self.command == "HEAD"
-            length = answer.headers.get("content-length", answer.headers.get("Content-Length", "0"))
+            length = answer.headers.get("content-length", "0")
             self.send_header("Content-Length", length if is_head else str(len(answer.body)))
             self.end_headers()
             if not is_head:
                 self.wfile.write(answer.body if answer.cut is None else answer.body[: answer.cut])
             if answer.cut is not None:
                 self.wfile.flush()
+                time.sleep(0.05)  # a reset would otherwise overtake what was sent
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
                 self.close_connection = True

@@ -392,21 +392,11 @@ def archive_at(
     """
 
     def attempt() -> Archive | None:
-        chunks = find(folder.store, images_uri)
-        if chunks is not None:
-            return _archive_of(chunks, folder, scratch, index_uri=index_uri, look=look, name=name)
-        if next(folder.store.list(images_uri), None) is None:
-            raise _NothingThere(f"{images_uri}: nothing is there")
-        return None
+        if (chunks := find(folder.store, images_uri)) is None:
+            return None
+        return _archive_of(chunks, folder, scratch, index_uri=index_uri, look=look, name=name)
 
-    try:
-        return confirmed(images_uri, attempt)
-    except _NothingThere:
-        return None
-
-
-class _NothingThere(NotFound):
-    """Neither an archive nor a folder."""
+    return confirmed(images_uri, attempt)
 
 
 def _archive_of(

@@ -426,20 +426,21 @@ def _sum_up(shards: int, row_counts: RowCounts | None = None) -> None:
 def read_marker(store: Store, stage_uri: str) -> tuple[StageMarker, dict[str, str]]: ...
 @overload
 def read_marker(
-    store: Store, stage_uri: str, kind: StageKind[D, M], /, *more: StageKind
+    store: Store, stage_uri: str, kind: StageKind[D, M], /, *more: StageKind, recorded: bool = True
 ) -> tuple[StageMarker[D, M], dict[str, str]]: ...
-def read_marker(store: Store, stage_uri: str, *kinds: Any) -> tuple[Any, dict[str, str]]:
+def read_marker(store: Store, stage_uri: str, *kinds: Any, recorded: bool = True) -> tuple[Any, dict[str, str]]:
     """The marker of a finished stage, and its URI → digest for the reader's own `inputs`.
 
     Args:
         kinds: the stages that will do; default: all.
+        recorded: the stage should be finished; False: a missing marker is reported without a further read.
 
     Raises:
         InputError: the stage is not whole, or another, or its marker cannot be read.
     """
     uri = join(stage_uri, DONE)
     try:
-        return confirmed(uri, lambda: _read_marker(store, stage_uri, kinds or STAGES))
+        return confirmed(uri, lambda: _read_marker(store, stage_uri, kinds or STAGES), recorded=recorded)
     except NotFound:
         raise InputError(f"{stage_uri} is not a finished stage: there is no {uri}; run that stage first") from None
 

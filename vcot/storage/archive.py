@@ -120,6 +120,17 @@ def find(store: Store, uri: str) -> Chunks | None:
     """The archive at a URI: a file, or a folder of numbered chunks. None: a folder of something else, or nothing.
     Raises InputError: an archive, but one with a chunk missing, or compressed."""
     try:
+        return confirmed(uri, lambda: _find(store, uri))
+    except _NothingThere:
+        return None
+
+
+class _NothingThere(NotFound):
+    """Neither an object nor a folder has this URI."""
+
+
+def _find(store: Store, uri: str) -> Chunks | None:
+    try:
         whole = None if uri.endswith("/") else store.stat(uri)
     except UsageError:  # a bucket alone
         whole = None
@@ -128,7 +139,8 @@ def find(store: Store, uri: str) -> Chunks | None:
         if _is_tar(beginning):
             return Chunks(store, uri, (whole,))
         raise InputError(f"{uri} is {_instead(beginning)}")
-    found = list(islice(store.list(uri), _LOOKED_AT))
+    if not (found := list(islice(store.list(uri), _LOOKED_AT))):
+        raise _NothingThere(f"{uri}: nothing is there")
     chunks = [entry for entry in found if _numbered(uri, entry)]
     if not chunks:
         return None

@@ -78,7 +78,7 @@ def fetch(store: Store, uri: str, *, sha256: str | None = None) -> bytes:
         if len(data) > MAX_BYTES:
             raise ImageError(uri, "too-large", f"more than {MAX_BYTES >> 20} MiB")
         if sha256 is not None and (digest := hashlib.sha256(data).hexdigest()) != sha256:
-            detail = f"sha256 of its {len(data):,} bytes is {digest[:12]}…, recorded was {sha256[:12]}…"
+            detail = f"sha256 is {digest[:12]}… ({len(data):,} bytes), recorded was {sha256[:12]}…"
             raise ImageError(uri, "changed", detail)
         return data
 
