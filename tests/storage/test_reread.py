@@ -51,7 +51,7 @@ def test_an_absent_object_is_awaited_only_where_recorded(monkeypatch: pytest.Mon
     monkeypatch.setattr(reread, "PAUSE", 30)
     begun = time.monotonic()
     for uri, recorded in (("s3://b/x", False), ("/a/file", True), ("file:///a/file", True)):
-        with pytest.raises(NotFound, match="^s3://b/x is damaged$"):
+        with pytest.raises(NotFound, match=r"^s3://b/x is damaged$"):
             confirmed(uri, fails(1, NotFound), recorded=recorded)
     assert time.monotonic() - begun < 10
     monkeypatch.setattr(reread, "PAUSE", 0)
@@ -183,4 +183,5 @@ def test_a_refused_head_of_an_object_is_answered_by_get(faulty_place: FaultyPlac
         expected = store.stat(uri)
         faulty_place.proxy.add(refused("", 403, "AccessDenied", "HEAD"))
         assert store.stat(uri) == expected
-        assert expected is not None and expected.size == len(data)
+        assert expected is not None
+        assert expected.size == len(data)

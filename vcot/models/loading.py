@@ -12,6 +12,7 @@ attention that is not slow in bfloat16, and a refusal where weights are missing.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -212,6 +213,8 @@ def adapter_settings(folder: Path) -> peft.LoraConfig:
         if kind != "LORA":
             raise InputError(f"{path}: an adapter of the kind {kind!r:.60}; only LORA is read")
         settings = peft.PeftConfig.from_pretrained(str(folder))
+        if not settings.r >= 1 or not math.isfinite(settings.lora_alpha):
+            raise ValueError(f"r={settings.r!r} and lora_alpha={settings.lora_alpha!r} should be numbers above 0")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise unreadable(f"{path} is not the configuration of an adapter", error) from None
     assert isinstance(settings, peft.LoraConfig)
