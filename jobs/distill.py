@@ -14,7 +14,7 @@ from vcot.distill.dialogue import PromptOptions
 from vcot.distill.request import own_prompts
 from vcot.distill.strategies import STRATEGIES
 from vcot.distill.verification import VerificationOptions
-from vcot.errors import BudgetSpent, InputError, SettingsError
+from vcot.errors import BudgetSpent, SettingsError
 from vcot.settings import DEVICE, Device, Group, Settings, offers, setting
 from vcot.stage import launch
 from vcot.uris import CREDENTIALS, without_credentials
@@ -247,11 +247,12 @@ def teacher_of(settings: DistillSettings, folder: Folder) -> Iterator[Teacher]:
 
 def detector_of(settings: DistillSettings, store: Store) -> Detector | None:
     """Loaded only where one is named: it brings torch, which the data image does not have."""
+    from vcot.storage import confirmed
+
     uri = settings.detector_uri
     if uri is None:
         return None
-    if next(store.list(uri), None) is None:  # before torch, which takes seconds to load
-        raise InputError(f"--detector-uri={uri}: there is nothing in that folder")
+    confirmed(uri, lambda: _demand_files(store, uri))  # before torch, which takes seconds to load
     try:
         from vcot.models.detector import load_detector
         from vcot.models.device import use_device
@@ -262,6 +263,13 @@ def detector_of(settings: DistillSettings, store: Store) -> Detector | None:
         ) from None
     use_device(settings.device)
     return load_detector(store, uri)
+
+
+def _demand_files(store: Store, uri: str) -> None:
+    from vcot.storage import NotFound
+
+    if next(store.list(uri), None) is None:
+        raise NotFound(f"--detector-uri={uri}: there is nothing in that folder")
 
 
 def cache_of(run_uri: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -214,9 +213,9 @@ def _show(settings: EvaluateSettings, store: Store, folder: EvaluateFolder, subj
     finished evaluation does not pass the gates of today, which may be others than it was made with."""
     from vcot.evaluation import gates, page
     from vcot.evaluation.compare import Run
-    from vcot.storage import join
+    from vcot.storage import join, read_json
 
-    report = json.loads(store.read(join(folder.uri, "report.json")))
+    report = read_json(store, join(folder.uri, "report.json"), dict, f"delete {folder.uri} and run the stage again")
     console = _console()
     page_uri = join(folder.uri, "report.html")
     console.print(page.table(report))

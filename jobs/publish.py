@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -122,7 +123,7 @@ def run(settings: PublishSettings) -> None:
 
 def _publish(settings: PublishSettings, store: Store, trained: Trained, scratch: Path) -> None:
     from vcot import logging
-    from vcot.storage import join
+    from vcot.storage import join, read_json
     from vcot.storage.folders import fetch_files, fetch_folder, push_folder
     from vcot.tokens import is_processor_file
     from vcot.training.card import PUBLISHED, base_licence, model_card, published_there
@@ -157,7 +158,7 @@ def _publish(settings: PublishSettings, store: Store, trained: Trained, scratch:
     numbers, measured = _numbers(settings, store, trained)
     card = model_card(
         published=said, uri=to_uri, marker=trained.marker,
-        settings=json.loads(store.read(join(trained.uri, "settings.json")))["all_settings"], data=trained.data,
+        settings=read_json(store, join(trained.uri, "settings.json"), itemgetter("all_settings")), data=trained.data,
         base_licence=base_licence(readme), numbers=numbers, measured=measured,
     )  # fmt: skip
     store.write(join(to_uri, "README.md"), card.encode())
@@ -189,7 +190,7 @@ def _numbers(settings: PublishSettings, store: Store, trained: Trained) -> tuple
     """
     from vcot.evaluation import page
     from vcot.evaluation.subjects import evaluation_at, evaluation_of
-    from vcot.storage import join
+    from vcot.storage import join, read_json
 
     found = evaluation_of(store, trained.uri, trained.sha256, settings.evaluation_uri)
     if found is None:
@@ -199,7 +200,7 @@ def _numbers(settings: PublishSettings, store: Store, trained: Trained) -> tuple
         raise InputError(
             f"--evaluation-uri={other.uri} is of {other.marker.metadata.subject}, not of {trained.uri} as it is now"
         )
-    report = json.loads(store.read(join(found.uri, "report.json")))
+    report = read_json(store, join(found.uri, "report.json"), dict)
     return page.markdown(report), f"By `python -m jobs.evaluate`; `{join(found.uri, 'report.html')}` shows images."
 
 

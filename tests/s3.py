@@ -2,6 +2,7 @@
 
     def test_…(any_place): …        three times, once for each kind
     def test_…(moto_place): …       the fast default where S3 matters
+    def test_…(faulty_place): …     moto behind a proxy that answers wrongly (tests/fakes/faults.py)
     def test_…(minio_place): …      where keys, checksums or restarts matter; skipped, with the reason, without MinIO
 
 A place is the URI of a prefix that nobody else uses; the AWS_* variables are set for the test.
@@ -13,14 +14,19 @@ import os
 import threading
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.fakes.faults import FaultProxy, fault_proxy
 from tools.s3server import NoMinio, S3Server, make_bucket, minio_binary, running_s3
 
-__all__ = ["any_place", "folder_place", "minio_place", "minio_server", "moto_place", "moto_server", "no_aws"]
+__all__ = [
+    "FaultyPlace", "any_place", "faulty_place", "folder_place", "minio_place", "minio_server", "moto_place",
+    "moto_server", "no_aws",
+]  # fmt: skip
 
 BUCKET = "vcot"
 
@@ -90,6 +96,22 @@ def moto_place(moto_server: S3Server, no_aws: None, monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def minio_place(minio_server: S3Server, no_aws: None, monkeypatch: pytest.MonkeyPatch) -> str:
     return _place(minio_server, monkeypatch)
+
+
+@dataclass(frozen=True)
+class FaultyPlace:
+    """uri: of a prefix of its own. proxy: what its requests pass through."""
+
+    uri: str
+    proxy: FaultProxy
+
+
+@pytest.fixture
+def faulty_place(moto_server: S3Server, no_aws: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyPlace]:
+    with fault_proxy(moto_server.endpoint) as proxy:
+        uri = _place(moto_server, monkeypatch)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{proxy.port}")
+        yield FaultyPlace(uri, proxy)
 
 
 @pytest.fixture(params=["folder", "moto", "minio"])

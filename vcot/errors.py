@@ -6,7 +6,7 @@
         ├── BudgetSpent          21    distill: the money, token or request limit is reached
         ├── UsageError           64    wrong usage: an unknown flag, a scheme nobody speaks
         ├── InputError           65    input breaks its contract, or changed while it was read
-        ├── TemporaryError       75    storage, network or scratch disk, for now: try again
+        ├── TemporaryError       75    storage, network, scratch disk or memory, for now: try again
         ├── SettingsError        78    wrong settings: a value, a key that is refused, a missing bucket
         ├── Interrupted         143    stopped by SIGTERM after saving (130 from the keyboard)
         ├── StageFailed           3    pipeline only: a stage failed
@@ -18,6 +18,8 @@ Messages are for people: the thing as they wrote it, the value they gave, what w
 """
 
 from __future__ import annotations
+
+import errno
 
 
 class VcotError(Exception):
@@ -68,3 +70,70 @@ class StageFailed(VcotError):
 
 class NotWhole(VcotError):
     exit_code = 4
+
+
+# --- errors of libraries ------------------------------------------------------------------------------
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_UNWELL = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EPIPE}
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "can't start new thread")
+
+
+def foreseen(error: BaseException) -> VcotError | None:
+    """Map an error of the operating system, a database, a tensor file or a connection; None if it has no class here.
+
+    The one place that knows these errors. Libraries are recognized by name, because not every image has all of them.
+    """
+    if isinstance(error, VcotError):
+        return error
+    text = " ".join(str(error).split())
+    kind = next((name for cls in type(error).__mro__ if (name := _LIBRARIES.get(_full_name(cls)))), "")
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or any(each in text for each in _NO_MEMORY):
+        return TemporaryError(
+            f"not enough memory ({text or type(error).__name__}); raise the memory limit, or lower --processes, "
+            "--workers or the batch size"
+        )
+    if number in _FULL or "os error 28" in text or "os error 122" in text:
+        return TemporaryError(f"no room left on the disk: {text}; free some or point TMPDIR elsewhere")
+    if kind == "database":
+        return _database(error, text)
+    if kind == "connection" or number in _UNWELL or isinstance(error, ConnectionError):
+        return TemporaryError(f"a connection or a disk failed: {text}; run the same command again")
+    if kind == "tensors":
+        return InputError(f"a safetensors file cannot be read or written: {text}")
+    return None
+
+
+def unreadable(message: str, error: BaseException) -> VcotError:
+    """Return InputError with this message, unless the disk or the memory of this machine caused the error."""
+    known = foreseen(error)
+    return known if isinstance(known, TemporaryError) else InputError(f"{message}: {_short(error)}")
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+_LIBRARIES = {
+    "sqlite3.Error": "database",
+    "safetensors._safetensors_rust.SafetensorError": "tensors",
+    "urllib3.exceptions.HTTPError": "connection",
+    "http.client.HTTPException": "connection",
+}
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _database(error: BaseException, text: str) -> VcotError | None:
+    """Map an error of SQLite: its databases are on the scratch disk, or copies of stored ones."""
+    name = str(getattr(error, "sqlite_errorname", ""))
+    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_BUSY", "SQLITE_LOCKED")):
+        return TemporaryError(
+            f"a database on the scratch disk failed: {text}; is there room? Free some or point TMPDIR elsewhere"
+        )
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return InputError(f"a database is damaged: {text}; run the same command again with an empty TMPDIR")
+    return None

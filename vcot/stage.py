@@ -6,7 +6,6 @@ A job is three lines: a Settings class, a ``run(settings)``, and ``launch(Settin
 from __future__ import annotations
 
 import ctypes
-import errno
 import json
 import os
 import signal
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vcot import logging
-from vcot.errors import Interrupted, KeyboardStop, VcotError
+from vcot.errors import Interrupted, KeyboardStop, VcotError, foreseen
 from vcot.redaction import RedactedStream, redacted
 from vcot.settings import PREFIX, Declared
 from vcot.uris import redact_credentials
@@ -187,19 +186,15 @@ def _outcome(run: Callable[[S], None], settings: S) -> tuple[int, str]:
     """The exit code, and the last line that was said about it."""
     try:
         run(settings)
-    except VcotError as error:
-        *more, last = redact_credentials(str(error)).splitlines() or [type(error).__name__]
-        for line in more:
-            logging.get().error(line)
-        logging.get().error(last, exit=error.exit_code)
-        return error.exit_code, last
     except KeyboardInterrupt:
         return KeyboardStop.exit_code, "stopped from the keyboard"
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            line = f"no room left on the disk: {error}; free some or point TMPDIR elsewhere"
-            logging.get().error(line, exit=75)
-            return 75, line
+        if (known := foreseen(error)) is not None:
+            *more, last = redact_credentials(str(known)).splitlines() or [type(known).__name__]
+            for line in more:
+                logging.get().error(line)
+            logging.get().error(last, exit=known.exit_code)
+            return known.exit_code, last
         traceback.print_exc()
         return VcotError.exit_code, f"unforeseen: {''.join(traceback.format_exception_only(error)).strip()}"
     return 0, ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.training.toy import examples, loss_sum, write_examples
 from vcot.errors import InputError
 from vcot.models.device import compute_dtype
 from vcot.models.loading import attach_lora, load_adapter, load_base, lora_targets
+from vcot.models.merge import merge_adapter
 from vcot.records.example import Examples
 from vcot.training.data import Collator, SFTDataset
 
@@ -164,3 +166,50 @@ def test_an_adapter_that_is_missing_or_of_another_base_is_refused(toy_base: Path
     save_file(smaller, tmp_path / "adapter/adapter_model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match="made for another base; 14 of its layers"):
         load_adapter(load_base(toy_base, dtype="float32"), tmp_path / "adapter")
+
+
+def adapter(base: Path, folder: Path) -> Path:
+    model = attach_lora(load_base(base, dtype="float32"), r=4, alpha=8, dropout=0.0, base_uri="s3://b/base")
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    return folder
+
+
+def _cut(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _not_finite(folder: Path) -> None:
+    weights = load_file(folder / "adapter_model.safetensors")
+    next(iter(weights.values()))[0, 1] = float("nan")
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _config(text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "adapter_config.json").write_text(text)
+
+
+BAD_ADAPTERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut": (_cut, "is not a complete safetensors file"),
+    "header": (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x" * 500), "complete safetensors"),
+    "NaN": (_not_finite, "1 of [0-9]+ weights have values that are not finite"),
+    "another kind": (_config('{"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4}'), "kind 'PREFIX_TUNING'"),
+    "no kind": (_config("{}"), "an adapter of the kind None"),
+    "unknown kind": (_config('{"peft_type": "LORA2"}'), "of the kind 'LORA2'"),
+    "list": (_config("[]"), "is not the configuration of an adapter"), "cut config": (_config("{"), "configuration"),
+    "another field": (_config('{"peft_type": "LORA", "r": "many", "target_modules": 7}'), "adapter"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", BAD_ADAPTERS)
+def test_a_bad_adapter_is_an_input_error_in_one_line(toy_base: Path, tmp_path: Path, fault: str) -> None:
+    spoil, says = BAD_ADAPTERS[fault]
+    spoil(folder := adapter(toy_base, tmp_path / "adapter"))
+    uses: tuple[Callable[[], object], ...] = (
+        lambda: load_adapter(load_base(toy_base, dtype="float32"), folder),
+        lambda: merge_adapter(toy_base, folder, tmp_path / "out"),
+    )
+    for use in uses:
+        with pytest.raises(InputError, match=says) as caught:
+            use()
+        assert "\n" not in str(caught.value)

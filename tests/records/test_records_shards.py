@@ -4,12 +4,14 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 
 from tests.fakes.evaluating import sample
+from tests.fakes.faults import Fault, flipped, missing, replaced, truncated
 from tests.fakes.markers import shard_marker, stage_marker
+from tests.s3 import FaultyPlace
 from vcot.errors import InputError, SettingsError
 from vcot.records import Folder, Reason, Rejection, read_samples
 from vcot.records.metadata import NoMetadata
@@ -206,3 +208,81 @@ def test_rejection_hides_credentials_of_any_stage(stage: str) -> None:
     text = "s3://me:hunter2/x@bucket/a.jpg: missing; the port of http://host:8000/v1 and s3://arn:aws:s3:us stay"
     rejection = Rejection(id="1", stage=stage, reason=Reason.IMAGE_MISSING, detail=text, said=(text,))
     assert rejection.detail == rejection.said[0] == text.replace("me:hunter2/x", "***")
+
+
+# --- one bad answer of storage ---
+
+ONCE: dict[str, Callable[[], Fault]] = {
+    "settings flipped": lambda: flipped("settings.json", at=1),
+    "settings of a value": lambda: replaced("settings.json", b'{"settings": {"upto": 9}, "inputs": {}, "code": "1"}'),
+    "settings of another input": lambda: replaced(
+        "settings.json", b'{"settings": {"upto": 10}, "inputs": {"in": "other"}, "code": "1"}'
+    ),
+    "settings stale": lambda: missing("settings.json"), "settings cut": lambda: truncated("settings.json"),
+    "marker flipped": lambda: flipped("_done/00001.json", at=3), "marker cut": lambda: truncated("_done/00001.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", ONCE)
+def test_a_run_goes_on_after_one_bad_read(faulty_place: FaultyPlace, fault: str) -> None:
+    folder = cast(Any, faulty_place.uri)
+    run(folder, part="shards")
+    faulty_place.proxy.add(ONCE[fault]())
+    marker = run(folder)
+    assert (len(marker.shards), marker.row_counts.rows) == (3, 10)
+    assert faulty_place.proxy.faults[0].times == 0
+
+
+def test_a_finish_awaits_markers_that_are_late(faulty_place: FaultyPlace) -> None:
+    folder = cast(Any, faulty_place.uri)
+    run(folder, part="shards")
+    faulty_place.proxy.add(missing("_done/00002.json", times=2))
+    assert len(run(folder, part="finish").shards) == 3
+
+
+def test_a_shard_of_another_process_keeps_its_marker(faulty_place: FaultyPlace) -> None:
+    """Its marker was written, and is not shown yet: ours does not count in its place."""
+    folder = Folder(Store(), faulty_place.uri, COUNT)
+    theirs = folder.make_shard(0, lambda writer: NoMetadata(), JsonLines)
+
+    def work(writer: ShardWriter) -> NoMetadata:
+        writer.keep(sample("mine"))
+        faulty_place.proxy.add(missing("_done/00000.json"))
+        return NoMetadata()
+
+    faulty_place.proxy.add(missing("_done/00000.json"))
+    assert folder.make_shard(0, work, JsonLines) == theirs
+
+
+def marker_of(stage: str) -> StageMarker:
+    return read_marker(Store(), stage, COUNT)[0]
+
+
+def test_the_next_stage_reads_after_one_bad_answer(faulty_place: FaultyPlace) -> None:
+    run(cast(Any, faulty_place.uri))
+    stage, name = f"{faulty_place.uri}/count", "count/shards/00001"
+    for faults in (
+        [missing("_done/stage.json")], [flipped("_done/stage.json", at=2)], [truncated("_done/stage.json")],
+        [flipped(name), missing(name)], [truncated(name, times=2)],
+    ):  # fmt: skip
+        faulty_place.proxy.add(*faults)
+        marker = marker_of(stage)
+        assert len(list(read_samples(Store(), stage, marker))) == 8
+        assert all(fault.times == 0 for fault in faults)
+
+
+def test_what_stays_damaged_is_reported_with_its_reads(faulty_place: FaultyPlace) -> None:
+    run(cast(Any, faulty_place.uri), part="shards")
+    uri, store = f"{faulty_place.uri}/count/settings.json", Store()
+    for data in (b"{", b"[]", b'{"settings": []}', b'{"settings": {}, "inputs": {}}', b"\xff", b"null"):
+        store.write(uri, data)
+        with pytest.raises(InputError, match=rf"^{uri} is damaged .*run that stage again.* \(read 3 times\)$"):
+            run(cast(Any, faulty_place.uri))
+    with pytest.raises(InputError, match="is not a finished stage"):
+        marker_of(f"{faulty_place.uri}/count")
+
+
+def test_a_first_run_does_not_wait(faulty_place: FaultyPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vcot.storage.reread._wait", lambda seconds: pytest.fail("waited"))
+    run(cast(Any, faulty_place.uri))
+    run(cast(Any, faulty_place.uri))

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from tests.distill.made import CENTRE, RIGHT, TOP_LEFT, see, stored
+from tests.fakes.faults import missing, replaced
 from tests.fakes.markers import shard_marker
+from tests.s3 import FaultyPlace
 from vcot.distill import DistilledReasoning, Outcome, refuse
 from vcot.distill.runner import write
+from vcot.errors import InputError
 from vcot.grounding import Trace
 from vcot.records import Folder, Reason, Rejection, RowCounts, Sample
 from vcot.records.metadata import DistillMetadata
@@ -144,3 +147,22 @@ def test_nothing_on_the_page_runs_or_is_fetched(tmp_path: Path) -> None:
     assert all(value.startswith(("data:image/jpeg;base64,", "#")) for value in addresses)
     assert sum(value.startswith("data:") for value in addresses) >= 2
     assert "(9,000 characters)" in text_of(page)
+
+
+@pytest.mark.parametrize("data", [b"{", b"[]]", b'[{"id": 1}]', b"null", b"\xff"])
+def test_damaged_examples_of_a_shard_are_an_input_error(tmp_path: Path, data: bytes) -> None:
+    folder = Folder(Store(), str(tmp_path), DISTILL)
+    place = tmp_path / "distill" / "report" / "00003.json"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(data)
+    with pytest.raises(InputError, match=rf"{place} is damaged .*; delete .*/distill and run the stage again"):
+        sampled(folder, [shard_marker("distill", 3)], SHOWN)
+
+
+def test_examples_of_a_shard_survive_one_bad_read(faulty_place: FaultyPlace) -> None:
+    folder = Folder(Store(), faulty_place.uri, DISTILL)
+    folder.store.write(f"{folder.uri}/report/00003.json", b"[]")
+    for fault in (replaced("00003.json", b"{"), missing("00003.json")):
+        faulty_place.proxy.add(fault)
+        sampled(folder, [shard_marker("distill", 3)], SHOWN)
+        assert fault.times == 0

@@ -5,20 +5,77 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
+import socket
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import textwrap
+import threading
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import safetensors.torch
+import torch
+import urllib3
 
 from vcot import errors, logging
 from vcot.settings import Settings, setting
 from vcot.stage import Summary, launch, stop, summary
 
 ROOT = Path(__file__).parents[2]
+
+
+def _on_a_full_disk() -> None:
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.executescript("pragma page_size = 512; create table t (x); pragma max_page_count = 3")
+        database.execute("insert into t values (?)", ("x" * 10_000,))
+
+
+def _not_a_database() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (path := Path(folder) / "x.sqlite").write_bytes(b"x" * 1000)
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("select * from t")
+
+
+def _beyond_a_memory_limit() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (64 << 30, limits[1]))
+    try:
+        bytearray(128 << 30)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def _beyond_a_memory_limit_of_torch() -> None:
+    torch.empty(1 << 55)
+
+
+def _reset() -> None:
+    """A server that promises more than it sends."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        pool = urllib3.PoolManager(retries=False)
+        threading.Thread(target=_answer_in_part, args=(server,)).start()
+        pool.request("GET", f"http://127.0.0.1:{server.getsockname()[1]}/")
+
+
+def _answer_in_part(server: socket.socket) -> None:
+    with server.accept()[0] as connection:
+        connection.recv(1000)
+        connection.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 100\r\n\r\n<Error>")
+
+
+LIBRARIES: dict[str, Callable[[], object]] = {
+    "sqlite-full": _on_a_full_disk, "sqlite-damaged": _not_a_database, "memory": _beyond_a_memory_limit,
+    "memory-of-torch": _beyond_a_memory_limit_of_torch, "tensors": lambda: safetensors.torch.load(b"x" * 100),
+    "reset": _reset,
+}  # fmt: skip
 
 
 class Nap(Settings):
@@ -35,6 +92,8 @@ def run(settings: Nap) -> None:
     summary(rows=7, noise="z" * settings.noise)
     if settings.end == "full":
         raise OSError(errno.ENOSPC, "No space left on device", "/scratch/x")
+    if settings.end in LIBRARIES:
+        LIBRARIES[settings.end]()
     if settings.end == "bug":
         raise RuntimeError("unforeseen")
     if settings.end != "well":
@@ -78,6 +137,10 @@ def test_a_stage_that_is_done_leaves_its_facts(log: Path) -> None:
         (["--end", "StageFailed"], 3, "why it ended"), (["--end", "full"], 75, "no room left on the disk: "),
         (["--end", "bug"], 1, "unforeseen: RuntimeError: unforeseen"), (["--ende", "x"], 64, "--ende: no such flag"),
         (["--shard", "x"], 78, "--shard=x: "),
+        (["--end", "sqlite-full"], 75, "a database on the scratch disk failed: "),
+        (["--end", "sqlite-damaged"], 65, "a database is damaged: "), (["--end", "memory"], 75, "not enough memory"),
+        (["--end", "memory-of-torch"], 75, "not enough memory"), (["--end", "tensors"], 65, "a safetensors file"),
+        (["--end", "reset"], 75, "a connection or a disk failed: "),
     ],
 )  # fmt: skip
 def test_each_end_has_its_exit_code_one_line_and_a_last_word(

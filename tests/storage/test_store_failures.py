@@ -235,7 +235,7 @@ def test_a_large_object_whose_last_answer_was_lost_is_there(script: type[Script]
     sent = [(200, {}, b"<R><UploadId>7</UploadId></R>", None), part, part, LOST, _answer(404, "NoSuchUpload")]
     script.answers = [*sent, (200, {"Content-Length": str(size)}, b"", None)]
     store.upload(tmp_path / "x", "s3://vcot/x")
-    script.answers = [*sent, (404, {}, b"", None), OK]  # no object, and a bucket
+    script.answers = [*sent, (404, {}, b"", None), _answer(404, "NoSuchKey")]  # no object, and a bucket
     with pytest.raises(TemporaryError):
         store.upload(tmp_path / "x", "s3://vcot/x")
 

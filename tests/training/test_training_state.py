@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from vcot.errors import InputError, SettingsError, TemporaryError
+from vcot.errors import InputError, SettingsError, TemporaryError, foreseen
 from vcot.storage import Store
-from vcot.training.checkpoints import Checkpoints, disk_error, read_state, write_state
+from vcot.training.checkpoints import Checkpoints, read_state, write_state
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -49,7 +49,7 @@ def test_tensors_are_stored_bit_for_bit_and_shared_ones_once(tmp_path: Path) -> 
 
 
 def test_a_full_disk_is_a_reason_to_try_again() -> None:
-    assert isinstance(disk_error(SafetensorError("Error while serializing: I/O error: (os error 28)")), TemporaryError)
+    assert isinstance(foreseen(SafetensorError("Error while serializing: I/O error: (os error 28)")), TemporaryError)
 
 
 def test_what_is_no_state_is_refused(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, Literal
 
 from vcot import logging
@@ -78,6 +79,7 @@ from vcot.errors import InputError, SettingsError
 from vcot.grounding import Box, BoxError, Mention, place
 from vcot.records import Image, Reason, Sample
 from vcot.settings import CommaSeparated, setting
+from vcot.storage import confirmed
 from vcot.storage import name as last_part
 
 # The first of each kind is the plainest. {one}: the category; {a}: with its article; {many}: the plural.
@@ -494,15 +496,19 @@ _INSERTS: Mapping[str, tuple[str, Callable[[dict[str, Any]], tuple[Any, ...]]]] 
 def _index(context: ConversionContext[CocoOptions], source: Input) -> Iterator[sqlite3.Connection]:
     """The file as a database on the scratch disk, made once for all shards of this process, and for its children."""
     path = context.scratch / f"{hashlib.sha256(source.uri.encode()).hexdigest()[:16]}.sqlite"
-    there = path.exists()
+    if not path.exists():
+        confirmed(source.uri, lambda: _make_index(path, context, source))
     with closing(sqlite3.connect(path)) as index:
-        if not there:
-            try:
-                _fill(index, context, source)
-            except BaseException:
-                path.unlink()
-                raise
         yield index
+
+
+def _make_index(path: Path, context: ConversionContext[CocoOptions], source: Input) -> None:
+    try:
+        with closing(sqlite3.connect(path)) as index:
+            _fill(index, context, source)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _fill(index: sqlite3.Connection, context: ConversionContext[CocoOptions], source: Input) -> None:

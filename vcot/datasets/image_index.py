@@ -24,10 +24,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vcot.errors import InputError, Interrupted, TemporaryError
+from vcot.errors import InputError, Interrupted, TemporaryError, foreseen
 from vcot.records import Folder, Image
 from vcot.records.sample import Stored
-from vcot.storage import Entry, NotFound, Store, join
+from vcot.storage import Entry, NotFound, Store, confirmed, join
 from vcot.storage import name as last_part
 from vcot.storage.local import file_digest
 from vcot.storage.names import name_in
@@ -173,8 +173,9 @@ class ImageIndex:
         """A prepare may take hours: when it is stopped, or has to stop, it leaves what is known by then."""
         try:
             yield
-        except (Interrupted, TemporaryError):
-            self.leave(folder.store, join(folder.uri, SO_FAR))
+        except Exception as error:
+            if isinstance(foreseen(error), Interrupted | TemporaryError):
+                self.leave(folder.store, join(folder.uri, SO_FAR))
             raise
 
     def _any(self, which: str) -> bool:
@@ -185,18 +186,22 @@ class ImageIndex:
 def _fetched(store: Store, uri: str, path: Path) -> Iterator[Path]:
     """The file that is named there."""
     try:
-        said = json.loads(store.read(uri))
-        form, file, digest = said["form"], said["file"], said["sha256"]
+        confirmed(uri, lambda: _fetch(store, uri, path))
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _fetch(store: Store, uri: str, path: Path) -> None:
+    try:
+        stated = json.loads(store.read(uri))
+        form, file, digest = stated["form"], str(stated["file"]), str(stated["sha256"])
     except NotFound as error:
-        raise InputError(f"{error}: what is known of images is the {NAME} that convert leaves") from None
+        raise NotFound(f"{error}: what is known of images is the {NAME} that convert leaves") from None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{uri} is not the {NAME} that convert leaves") from None
     if form != _FORM:
         raise InputError(f"{uri} is of form {form!r:.20}, and this vcot reads form {_FORM}; leave it out")
-    try:
-        store.download(join(uri.rpartition("/")[0] or ".", name_in(uri, str(file))), path)
-        if file_digest(path) != digest:
-            raise InputError(f"{uri}: {file} is damaged; its sha256 should be {digest}")
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
+    store.download(join(uri.rpartition("/")[0] or ".", name_in(uri, file)), path)
+    if file_digest(path) != digest:
+        raise InputError(f"{uri}: {file} is damaged; its sha256 should be {digest}")

@@ -20,17 +20,15 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from vcot import uris
 from vcot.datasets.image_index import ImageIndex
 from vcot.datasets.ingest import Ingest
 from vcot.datasets.inputs import Refused
 from vcot.errors import InputError, SettingsError, UsageError
 from vcot.records import Folder, Image, Reason
-from vcot.storage import Changed, Entry, NotFound, Store, join, state_of
+from vcot.storage import Changed, Entry, NotFound, Store, confirmed, join, state_of
 from vcot.storage import images as reading
-from vcot.storage.archive import Archive, Index, NoFile, find, indexed, opened
+from vcot.storage.archive import Archive, Chunks, NoFile, find, indexed, opened, read_index
 from vcot.storage.images import ImageError
 
 TOPS = ("cot_image_data", "cot")
@@ -69,6 +67,7 @@ class DatasetImages:
         self._index = index
         self._archive: Archive | None = None
         self._folders: Sequence[str] = ()
+        self._unlisted: Sequence[str] = ()
         self._known: OrderedDict[str, Image | Future[_Found]] = OrderedDict()
         self._lock = threading.Lock()
         self._waits = True
@@ -100,6 +99,8 @@ class DatasetImages:
         there = copy.copy(self)
         there._archive, there._known = archive, OrderedDict()
         there._folders = [folder for folder in folders if not folder or has(folder)]
+        if archive is None and (self._images_uri or "").startswith("s3://"):  # where a list may be empty by mistake
+            there._unlisted = [folder for folder in folders if folder not in there._folders]
         return there
 
     def __getstate__(self) -> dict[str, Any]:
@@ -204,12 +205,7 @@ class DatasetImages:
 
         known = None if self._index is None else self._index.print_of(uri, sha256)
         if known is None:
-            try:
-                data, _ = self._read(uri)
-            except NotFound:
-                raise _changed(uri) from None
-            if hashlib.sha256(data).hexdigest() != sha256:
-                raise _changed(uri)
+            data, _ = confirmed(uri, lambda: self._read_recorded(uri, sha256))
             try:
                 grey = reading.small(data, uri, near_duplicates.SEEN, max_pixels=self._max_pixels)
             except ImageError:
@@ -259,7 +255,7 @@ class DatasetImages:
             return [path]
         bare = without_top(path)
         top = path.removesuffix(f"/{bare}")
-        folders = [top, *self._folders] if top in self._folders else self._folders
+        folders = [*([top] if top in self._folders else []), *self._folders, *self._unlisted]
         return list(dict.fromkeys(f"{folder}/{bare}" if folder else bare for folder in folders))
 
     def _read(self, uri: str) -> tuple[bytes, str]:
@@ -270,32 +266,45 @@ class DatasetImages:
         with self._store.open_read(uri) as source:
             return source.read(most), state_of(source)
 
-    def _look_at_one_of(self, uris: Sequence[str]) -> Image:
-        missing: list[str] = []
-        for uri in uris:
-            if missing and (known := self._indexed(uri)) is not None:
-                return known
-            try:
-                return self._look(uri)
-            except ImageError as error:
-                if error.reason != "missing":
-                    raise
-                missing.append(str(error))
-        raise ImageError(uris[0], "missing", "; ".join(missing).removeprefix(f"{uris[0]}: "))
-
-    def _look(self, uri: str) -> Image:
-        before = None if self._index is None else self._index.get(uri)
+    def _read_recorded(self, uri: str, sha256: str) -> tuple[bytes, str]:
+        """As `_read`. Raises Changed: it is gone, or its digest is not the recorded one."""
         try:
             data, state = self._read(uri)
-        except Changed:  # that is no fault of a row
+        except NotFound:
+            raise _changed(uri) from None
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise _changed(uri)
+        return data, state
+
+    def _look_at_one_of(self, uris: Sequence[str]) -> Image:
+        def attempt() -> Image:
+            missing: list[str] = []
+            for uri in uris:
+                if missing and (known := self._indexed(uri)) is not None:
+                    return known
+                try:
+                    return self._look(uri)
+                except NotFound as error:
+                    missing.append(str(error))
+            raise NotFound("; ".join(missing))
+
+        try:
+            return confirmed(uris[0], attempt)
+        except NotFound as error:
+            raise ImageError(uris[0], "missing", str(error).removeprefix(f"{uris[0]}: ")) from None
+
+    def _look(self, uri: str) -> Image:
+        """Raises NotFound: nothing is there. Changed is no fault of a row."""
+        before = None if self._index is None else self._index.get(uri)
+        try:
+            # Which side of the split an image is on was decided by what it showed then.
+            data, state = self._read(uri) if before is None else self._read_recorded(uri, before.sha256)
+        except (Changed, NotFound):
             raise
-        except (InputError, UsageError, ValueError) as error:  # no such thing, or a row that names no place at all
+        except (InputError, UsageError, ValueError) as error:  # a row that names no place at all
             if before is not None:
                 raise _changed(uri) from None
             raise ImageError(uri, "missing", str(error).removeprefix(f"{uri}: ")) from None
-        # Which side of the split an image is on was decided by what it showed then.
-        if before is not None and hashlib.sha256(data).hexdigest() != before.sha256:
-            raise _changed(uri)
         image = self._validated(uri, data)
         if self._index is not None:
             self._index.put(image, len(data), state)
@@ -381,19 +390,27 @@ def archive_at(
     Raises:
         InputError: no whole tar file; another one than when this run began; not indexed yet, and `look` is false.
     """
-    chunks = find(folder.store, images_uri)
-    if chunks is None:
-        return None
+
+    def attempt() -> Archive | None:
+        if (chunks := find(folder.store, images_uri)) is None:
+            return None
+        return _archive_of(chunks, folder, scratch, index_uri=index_uri, look=look, name=name)
+
+    return confirmed(images_uri, attempt)
+
+
+def _archive_of(
+    chunks: Chunks, folder: Folder, scratch: Path, *, index_uri: str | None, look: bool, name: str
+) -> Archive:
     uri = join(folder.uri, name)
     if look and (folder.store.stat(uri) is None or not folder.has_begun()):  # a failed attempt may have named another
         made = indexed(chunks, index_uri or join(folder.uri, "archive"), scratch)
         folder.store.write(uri, made.model_dump_json(indent=1).encode() + b"\n")
+    advice = f"delete {folder.uri} and run again"
     try:
-        index = Index.model_validate_json(folder.store.read(uri))
+        index = confirmed(uri, lambda: read_index(folder.store, uri, advice))
     except NotFound:
-        raise InputError(f"{uri} is missing: --part prepare comes before --part shards") from None
-    except ValidationError as error:
-        raise InputError(f"{uri} is damaged: {error.errors()[0]['msg']}; delete {folder.uri} and run again") from None
+        raise NotFound(f"{uri} is missing: --part prepare comes before --part shards") from None
     here = scratch / Path(name).stem
     here.mkdir(exist_ok=True)
     return opened(chunks, index, here)

@@ -24,18 +24,20 @@ import os
 import re
 import zlib
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NoReturn
 
 from vcot.datasets.jsontext import LONGEST, TOO_DEEP, Entry, entries, entries_at
-from vcot.errors import InputError, SettingsError
+from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.records import Folder, Reason
-from vcot.storage import Changed, Store, join, state_of
+from vcot.storage import Changed, NotFound, Store, confirmed, join, state_of
+from vcot.storage import Entry as StoredEntry
 from vcot.storage import name as last_part
 
 PARQUET = ".parquet"
@@ -81,6 +83,10 @@ class Input:
     size: int
     state: str
 
+    @property
+    def entry(self) -> StoredEntry:
+        return StoredEntry(self.uri, self.size, self.state)
+
 
 def find(store: Store, uris: Sequence[str]) -> tuple[Input, ...]:
     """The files that the URIs name, in order; a folder stands for the JSON and Parquet files below it, sorted. Raises
@@ -88,24 +94,30 @@ def find(store: Store, uris: Sequence[str]) -> tuple[Input, ...]:
     """
     found: dict[str, str] = {}
     for uri in uris:
-        if store.stat(uri) is not None:
-            found.setdefault(uri, last_part(uri))
-            continue
-        base = uri.rstrip("/") + "/"
-        below = [entry.uri for entry in store.list(base) if entry.uri.endswith(SUFFIXES)]
-        if not below:
-            raise InputError(f"{uri}: there is no such file, and no folder with {', '.join(SUFFIXES)} files in it")
-        for entry in below:
-            found.setdefault(entry, entry.removeprefix(base))
+        for file, name in confirmed(uri, partial(_files_at, store, uri)).items():
+            found.setdefault(file, name)
     for longer in (lambda uri, name: join(last_part(uri.rpartition("/")[0]), name), lambda uri, name: uri):
         often = Counter(found.values())
         found = {uri: name if often[name] == 1 else longer(uri, name) for uri, name in found.items()}
-    inputs = []
-    for uri, name in found.items():
-        if (stored := store.stat(uri)) is None:
-            raise _changed(uri)
-        inputs.append(Input(uri, name, store.digest(uri), stored.size, stored.state))
-    return tuple(inputs)
+    return tuple(confirmed(uri, partial(_input, store, uri, name)) for uri, name in found.items())
+
+
+def _files_at(store: Store, uri: str) -> dict[str, str]:
+    """URI → name of the file, or of the files of the folder. Raises NotFound: there is neither."""
+    if store.stat(uri) is not None:
+        return {uri: last_part(uri)}
+    base = uri.rstrip("/") + "/"
+    below = [entry.uri for entry in store.list(base) if entry.uri.endswith(SUFFIXES)]
+    if not below:
+        raise NotFound(f"{uri}: there is no such file, and no folder with {', '.join(SUFFIXES)} files in it")
+    return {entry: entry.removeprefix(base) for entry in below}
+
+
+def _input(store: Store, uri: str, name: str) -> Input:
+    """The file with its digest. Raises Changed: it is gone, or the bytes are not as many as storage lists."""
+    if (stored := store.stat(uri)) is None:
+        raise _changed(uri)
+    return Input(uri, name, store.digest(uri, of=stored), stored.size, stored.state)
 
 
 def folders_beside(store: Store, inputs: Sequence[Input], name: str) -> tuple[str, dict[str, str]]:
@@ -154,11 +166,37 @@ def found_in(
     are as lines are, and of a file that is not gzipped whatever lies far from those that are wanted is not even
     fetched.
     """
-    number = 0
-    for number, found in _found_by_kind(store, source, columns, starts):
-        yield number, found
-    if not number:
-        raise InputError(f"{source.uri}: there is not one row in it")
+    number, known = 0, starts or None
+    try:
+        for number, found in _found_by_kind(store, source, columns, starts):
+            yield number, found
+        if not number:
+            raise InputError(f"{source.uri}: there is not one row in it")
+    except InputError as error:
+        if hasattr(error, "reads"):
+            raise
+        _raise_if_again(store, source, columns, known, error)
+
+
+def _raise_if_again(
+    store: Store, source: Input, columns: Sequence[str], starts: array[int] | None, error: InputError
+) -> NoReturn:
+    """Read all of the file again after an error.
+
+    Raises:
+        InputError: it fails again.
+        TemporaryError: it does not, so the rows that were read before the error may be wrong.
+    """
+    first_read = iter((error,))
+
+    def attempt() -> None:
+        for failure in first_read:
+            raise failure
+        if not deque(_found_by_kind(store, source, columns, starts), maxlen=1):
+            raise error
+
+    confirmed(source.uri, attempt)
+    raise TemporaryError(f"a read of {source.uri} was bad ({error}), a second one was good; run the same command again")
 
 
 def _found_by_kind(
@@ -227,8 +265,15 @@ def opened(store: Store, source: Input) -> Iterator[io.BufferedReader]:
 @contextmanager
 def _unchanged(store: Store, source: Input) -> Iterator[BinaryIO]:
     """The file's bytes. Raises Changed: storage says that it is another file, or becomes one meanwhile."""
-    with store.open_read(source.uri) as file:
-        _demand_same(file, source)
+    with ExitStack() as stack:
+
+        def attempt() -> BinaryIO:
+            try:
+                return stack.enter_context(store.open_read(source.uri, source.entry))
+            except (Changed, NotFound):
+                raise _changed(source.uri) from None
+
+        file = confirmed(source.uri, attempt)
         try:
             yield file
         except InputError:  # of half an old file and half a new one nobody need hear what else is wrong with it
@@ -368,10 +413,14 @@ def fetch_offsets(folder: Folder, scratch: Path, files: Sequence[Input]) -> None
         uri = join(folder.uri, "offsets", path.name)
         if path.exists() or folder.store.stat(uri) is None:
             continue
-        data = folder.store.read(uri)
-        if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
-            raise InputError(f"{uri} is damaged: its digest is another; delete it")
-        path.write_bytes(data)
+        path.write_bytes(confirmed(uri, partial(_read_offsets, folder.store, uri)))
+
+
+def _read_offsets(store: Store, uri: str) -> bytes:
+    data = store.read(uri)
+    if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+        raise InputError(f"{uri} is damaged: its digest is another; delete it")
+    return data
 
 
 def leave_offsets(folder: Folder, scratch: Path, files: Sequence[Input]) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vcot.datasets.images import NotAtHand
-from vcot.errors import TemporaryError, VcotError
+from vcot.errors import TemporaryError, VcotError, foreseen
 from vcot.stage import stop
 
 T = TypeVar("T")
@@ -167,5 +167,7 @@ def _sendable(function: Callable[..., T], task: tuple[Any, ...]) -> T:
         return function(*task)
     except (VcotError, OSError):
         raise
-    except Exception:  # which may be of a kind that cannot be pickled
+    except Exception as error:  # which may be of a kind that cannot be pickled
+        if (known := foreseen(error)) is not None:
+            raise known from None
         raise RuntimeError(f"in a process of this stage:\n{traceback.format_exc()}") from None

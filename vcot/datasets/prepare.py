@@ -30,7 +30,7 @@ from vcot.errors import InputError
 from vcot.grounding import BoxError
 from vcot.records import Folder, Image, Sample
 from vcot.stage import Bar
-from vcot.storage import NotFound, join
+from vcot.storage import NotFound, join, read_json
 from vcot.storage.images import ImageError
 
 NAME = "survey.json"
@@ -90,19 +90,20 @@ def informed(
 
 def left(folder: Folder) -> Prepared | None:
     """What prepare has left in the stage's folder; None: nothing. Raises InputError: it is damaged."""
-    uri = join(folder.uri, NAME)
-    try:
-        there = json.loads(folder.store.read(uri))
+    uri, advice = join(folder.uri, NAME), f"delete {folder.uri} and run the stage again"
+
+    def parse(there: Any) -> Prepared:
         found = there["found"]
         if there["sha256"] != _digest(found):
             raise ValueError("its digest is another")
         if found.keys() != Prepared.model_fields.keys():
-            raise InputError(f"{uri}: another version of vcot made it; delete {folder.uri} and run the stage again")
+            raise InputError(f"{uri}: another version of vcot made it; {advice}")
         return Prepared.model_validate(found)
+
+    try:
+        return read_json(folder.store, uri, parse, advice, recorded=False)
     except NotFound:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{uri} is damaged ({error}); delete {folder.uri} and run the stage again") from None
 
 
 def _digest(found: Any) -> str:

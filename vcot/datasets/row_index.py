@@ -43,7 +43,7 @@ from vcot.datasets.images import DatasetImages, without_top
 from vcot.datasets.inputs import Input, rows_of
 from vcot.datasets.parallel import in_order
 from vcot.datasets.viscot import image_path
-from vcot.errors import InputError, SettingsError, TemporaryError
+from vcot.errors import InputError, SettingsError
 from vcot.records import Image
 from vcot.stage import Bar
 from vcot.storage import Store
@@ -62,24 +62,14 @@ A_PART = 1 << 40
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.jpg")
 
 
-_NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
-
-
 @contextmanager
 def scratch_database(path: Path) -> Iterator[sqlite3.Connection]:
-    """A database in which nothing need survive this process. Raises TemporaryError: the disk has no room for it."""
+    """Open a database in which nothing need survive this process."""
     os.environ["SQLITE_TMPDIR"] = str(path.parent)  # for what it sorts; /var/tmp otherwise
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.executescript("pragma journal_mode = off; pragma synchronous = off; begin")
-        try:
-            yield database
-            database.execute("commit")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in _NO_ROOM:
-                raise
-            raise TemporaryError(
-                f"all rows could not be looked at together ({error}); is there room on the disk of {path.parent}?"
-            ) from None
+        yield database
+        database.execute("commit")
 
 
 class RowIndex:

@@ -25,7 +25,6 @@ from typing import Any, Literal
 import httpx2
 import openai
 from openai.types import Batch
-from pydantic import ValidationError
 
 from vcot import logging
 from vcot.distill.budget import KeptReplies
@@ -33,12 +32,12 @@ from vcot.distill.costs import NOTHING, PICO, SENT, Costs, Usage, Worst, dollars
 from vcot.distill.endpoint import Endpoint, as_dict, body_of, completion_of, refused, refuses_content
 from vcot.distill.request import ERROR, Client, Request, RowFailed
 from vcot.distill.runner import ModelTeacher
-from vcot.errors import InputError, SettingsError, TemporaryError
+from vcot.errors import SettingsError, TemporaryError
 from vcot.records import Completion, Sample
 from vcot.records.base import Record
 from vcot.redaction import redacted
 from vcot.stage import stop
-from vcot.storage import Store, append, join, numbered
+from vcot.storage import Store, append, join, numbered, read_json
 from vcot.storage.images import ImageError
 
 POLL = 30.0  # seconds between two looks at a batch
@@ -130,13 +129,8 @@ class Batches:
     def _collect(self, endpoint: BatchEndpoint) -> None:
         """Every batch on record is waited for, and its replies are stored."""
         for number, uri in numbered(self._store, self._uri).items():
-            try:
-                sent = Sent.model_validate_json(self._store.read(uri))
-            except ValidationError as error:
-                raise InputError(
-                    f"{uri} is not a record of a batch, or one of another version ({error.errors()[0]['msg']}); use "
-                    "another run name"
-                ) from None
+            advice = "it is not a record of a batch, or one of another version; use another run name"
+            sent = read_json(self._store, uri, Sent.model_validate, advice)
             done = self._read(number, "done") or self._wait_for(endpoint, number, sent)
             if not done.get("never_sent"):
                 self._tried |= sent.asked.keys()
@@ -188,7 +182,7 @@ class Batches:
 
     def _read(self, number: int, what: str) -> dict[str, Any] | None:
         uri = join(self._uri, f"{number:010d}.{what}.json")
-        return json.loads(self._store.read(uri)) if self._store.stat(uri) else None
+        return read_json(self._store, uri, dict, "use another run name") if self._store.stat(uri) else None
 
     def _write(self, number: int, what: str, said: dict[str, Any]) -> bool:
         uri = join(self._uri, f"{number:010d}.{what}.json")

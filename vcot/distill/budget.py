@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING
 from vcot.distill import lacks_places
 from vcot.distill.costs import NOTHING, PICO, UNLIMITED, Prices, Usage, dollars, prompt_tokens
 from vcot.distill.request import ReplyCache, Request
-from vcot.errors import BudgetSpent, InputError, SettingsError, VcotError
+from vcot.errors import BudgetSpent, SettingsError, VcotError
 from vcot.records import Completion, Sample
-from vcot.storage import Store, append, join, numbered
+from vcot.storage import Store, append, join, numbered, read_json
 
 if TYPE_CHECKING:
     from vcot.distill.runner import ModelTeacher
@@ -111,10 +111,8 @@ class Ledger:
         newest = max(entries, default=0)
         if newest <= self._last:
             return
-        try:
-            taken = Usage(*map(int, json.loads(self._store.read(entries[newest]))["total"]))
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{entries[newest]} is not an entry of a budget ({error}); use another run name") from None
+        uri = entries[newest]
+        taken = read_json(self._store, uri, lambda entry: Usage(*map(int, entry["total"])), "use another run name")
         self._taken, self._last = taken, newest
 
 

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from vcot.errors import InputError, SettingsError
 from vcot.grounding import Box
 from vcot.records import Completion, Image
-from vcot.storage import NotFound, Store, join
+from vcot.storage import NotFound, Store, confirmed, join
 
 QUALITY = 90  # of the JPEG that is sent
 ERROR = "error"  # finish reason of a Completion that reports an error of the endpoint, and is no reply
@@ -222,14 +222,19 @@ class ReplyCache:
         Raises InputError where something else stands in the reply's place.
         """
         uri = self._uri(key)
+
+        def attempt() -> Completion:
+            try:
+                return Completion.model_validate_json(self.store.read(uri))
+            except ValidationError as error:
+                why = error.errors()[0]["msg"]
+                raise InputError(f"{uri} is not a kept reply ({why}); delete it to ask again") from None
+
         try:
-            completion = Completion.model_validate_json(self.store.read(uri))
+            completion = confirmed(uri, attempt, recorded=False)
             return completion if self._counts(completion) else None
         except NotFound:
             return None
-        except ValidationError as error:
-            why = error.errors()[0]["msg"]
-            raise InputError(f"{uri} is not a kept reply ({why}); delete it to ask again") from None
 
     def keep(self, key: str, completion: Completion) -> Completion:
         """The reply that counts from now on: this one, or the one that another process stored before."""

@@ -3,13 +3,12 @@ and loaded when it is first asked for, and held against the digests that say whi
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from vcot.errors import InputError
+from vcot import storage
 from vcot.grounding import FrameName
 from vcot.records import Contract
 from vcot.records.metadata import Role, TrainMetadata
@@ -86,8 +85,6 @@ class Checkpoint:
 def read_json(store: Store, uri: str) -> Any:
     """None: nothing is there. Raises InputError: it is no JSON."""
     try:
-        return json.loads(store.read(uri))
+        return storage.read_json(store, uri, lambda value: value, recorded=False)
     except NotFound:
         return None
-    except ValueError as error:
-        raise InputError(f"{uri} is no JSON: {error}") from None

@@ -6,11 +6,11 @@ of all models that are exactly as good.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from operator import itemgetter
 from typing import Any
 
 from vcot.errors import InputError
@@ -23,7 +23,7 @@ from vcot.evaluation.suites import suites_named
 from vcot.records import Sample, Score, read_samples
 from vcot.records.shards import OF_SAMPLES, ShardMarker
 from vcot.reports.rendering import plural
-from vcot.storage import NotFound, Store, join
+from vcot.storage import NotFound, Store, join, read_json
 
 SHOWN = ("accuracy_at_50", "mean_iou", "answer_accuracy", "unreadable", "malformed")
 """A clear fall of one of JUDGED is a regression; the others are only shown."""
@@ -63,7 +63,7 @@ class Run:
         for reply in read_replies(store, uri, shards):
             if (reply.key, reply.draw, reply.probe) == ("subject-real", 0, None):
                 scores[reply.way][reply.score.sample] = reply.score
-        made_with = json.loads(store.read(join(uri, "report.json")))["made_with"]
+        made_with = read_json(store, join(uri, "report.json"), itemgetter("made_with"), "run evaluate again")
         return cls(name, uri, settings, scores, made_with, finished)
 
     @classmethod

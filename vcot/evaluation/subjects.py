@@ -34,7 +34,7 @@ from vcot.records.base import Record
 from vcot.records.metadata import EvaluateMetadata, TrainMetadata
 from vcot.records.reply import Promotion
 from vcot.records.shards import DONE, EVALUATE, OF_SAMPLES, TRAIN, StageKind, read_marker
-from vcot.storage import NotFound, Store, append, join, name, numbered
+from vcot.storage import NotFound, Store, append, confirmed, join, name, numbered, read_json
 from vcot.storage.folders import folder_digest
 
 _SINCE = 26_297_280  # 2020-01-01 in minutes since 1970: smaller numbers of eight digits are dates, as 20261121
@@ -76,13 +76,16 @@ class Pointer:
 
     @classmethod
     def at(cls, store: Store, uri: str) -> Pointer:
-        data = store.read(uri)
-        try:
-            return cls(uri, hashlib.sha256(data).hexdigest(), Promotion.model_validate_json(data))
-        except ValidationError as error:
-            fault: Any = error.errors()[0]
-            where = ".".join(map(str, fault["loc"]))
-            raise InputError(f"{uri} is not a promotion: {where}: {fault['msg'].lower()}") from None
+        def attempt() -> Pointer:
+            data = store.read(uri)
+            try:
+                return cls(uri, hashlib.sha256(data).hexdigest(), Promotion.model_validate_json(data))
+            except ValidationError as error:
+                fault: Any = error.errors()[0]
+                where = ".".join(map(str, fault["loc"]))
+                raise InputError(f"{uri} is not a promotion: {where}: {fault['msg'].lower()}") from None
+
+        return confirmed(uri, attempt)
 
 
 def promote(
@@ -123,13 +126,22 @@ def promote(
 
 def newest(store: Store, pointer_uri: str) -> Pointer:
     """The promotion that counts now. Raises InputError: nothing was promoted yet."""
-    there = numbered(store, pointer_uri)
-    if not there:
-        raise InputError(
+    there = promotions(store, pointer_uri)
+    return Pointer.at(store, there[max(there)])
+
+
+def promotions(store: Store, pointer_uri: str) -> dict[int, str]:
+    """Number → URI of all promotions, at least one. Raises NotFound: nothing was promoted yet."""
+
+    def attempt() -> dict[int, str]:
+        if there := numbered(store, pointer_uri):
+            return there
+        raise NotFound(
             f"{pointer_uri}: no model was promoted yet; run a chain with VCOT_EVALUATE_PROMOTE=true, which writes "
             f"{join(pointer_uri, '0000000001.json')} when its model passes"
         )
-    return Pointer.at(store, there[max(there)])
+
+    return confirmed(pointer_uri, attempt)
 
 
 def promotion_at(store: Store, uri: str, pinned: str | None = None) -> Pointer:
@@ -206,6 +218,10 @@ def model_at(store: Store, uri: str) -> ModelFound:
 
     Raises InputError: it is neither.
     """
+    return confirmed(uri, lambda: _model_at(store, uri))
+
+
+def _model_at(store: Store, uri: str) -> ModelFound:
     folder = uri.rstrip("/")
     if folder and store.stat(join(folder, DONE)) is None:
         above = folder.rpartition("/")[0]
@@ -214,7 +230,7 @@ def model_at(store: Store, uri: str) -> ModelFound:
         elif store.stat(join(folder, "config.json")) is not None:
             return ModelFound(folder, folder_digest(store, folder), None)
         else:
-            raise InputError(
+            raise NotFound(
                 f"--subject {uri}: there is neither a finished train stage ({DONE}) nor a model (config.json)"
             )
     train = Finished.at(store, uri, TRAIN)
@@ -258,7 +274,7 @@ def promoted(
     if fail_if_worse_than:
         baseline = evaluation_at(store, fail_if_worse_than)
     else:
-        there = numbered(store, pointer_uri)
+        there = promotions(store, pointer_uri)
         oldest = Pointer.at(store, there[min(there)])
         passed = oldest.promotion
         baseline = promoted_stage(store, passed.evaluation_uri, EVALUATE, passed.evaluation_sha256, oldest)
@@ -278,11 +294,8 @@ def _resolve(store: Store, pointer_uri: str, uri: str) -> Pointer:
     line = json.dumps({"pointer": pointer.uri, "sha256": pointer.sha256}, sort_keys=True).encode() + b"\n"
     if store.write_once(uri, line):
         return pointer
-    try:
-        there = json.loads(store.read(uri))
-        seen, sha256 = str(there["pointer"]), there["sha256"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{uri} is damaged; delete it, or use another --occasion") from None
+    advice = "delete it, or use another --occasion"
+    seen, sha256 = read_json(store, uri, lambda there: (str(there["pointer"]), there["sha256"]), advice)
     if not seen.startswith(pointer_uri + "/"):
         raise InputError(f"{uri} is about {seen}, not about {pointer_uri}; use another --occasion")
     pointer = Pointer.at(store, seen)

@@ -12,6 +12,7 @@ attention that is not slow in bfloat16, and a refusal where weights are missing.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,12 +20,13 @@ from typing import Any, Literal
 
 import peft
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
-from vcot.errors import InputError, SettingsError
+from vcot.errors import InputError, SettingsError, unreadable
 from vcot.models.attention import use_varlen_attention
 from vcot.models.device import DtypeName, compute_dtype, device
 from vcot.models.families import Part, family_of
@@ -103,7 +105,7 @@ def load_base(
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: the base model cannot be loaded from safetensors: {_short(error)}") from None
+        raise unreadable(f"{folder}: the base model cannot be loaded from safetensors", error) from None
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         # A weight that is not in the files would be random numbers, and only a line in a log.
         if found := sorted(str(name) for name in report.get(what) or ()):
@@ -222,21 +224,57 @@ def attach_lora(
     return adapted
 
 
+def adapter_settings(folder: Path) -> peft.LoraConfig:
+    """Read adapter_config.json of a local folder. Raises InputError: it is damaged, or of another kind than LoRA."""
+    path = folder / ADAPTER_FILES[1]
+    try:
+        stated = json.loads(path.read_bytes())
+        kind = stated.get("peft_type")
+        if kind != "LORA":
+            raise InputError(f"{path}: an adapter of the kind {kind!r:.60}; only LORA is read")
+        settings = peft.PeftConfig.from_pretrained(str(folder))
+        if not settings.r >= 1 or not math.isfinite(settings.lora_alpha):
+            raise ValueError(f"r={settings.r!r} and lora_alpha={settings.lora_alpha!r} should be numbers above 0")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise unreadable(f"{path} is not the configuration of an adapter", error) from None
+    assert isinstance(settings, peft.LoraConfig)
+    return settings
+
+
+def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Read the weights of an adapter in a local folder.
+
+    Raises:
+        InputError: there are none, the file is damaged, or weights are not finite.
+    """
+    if missing := [name for name in ADAPTER_FILES if not (folder / name).is_file()]:
+        raise InputError(f"{folder}: not an adapter; {', '.join(missing)} is not there")
+    path = folder / ADAPTER_FILES[0]
+    try:
+        weights = load_file(path)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise unreadable(f"{path} is not a complete safetensors file", error) from None
+    if bad := [name for name, weight in weights.items() if not bool(weight.isfinite().all())]:
+        raise InputError(
+            f"{path}: {len(bad)} of {len(weights)} weights have values that are not finite (NaN or infinity), such as "
+            f"{bad[0]}; the training that wrote them diverged. Use an earlier checkpoint"
+        )
+    return weights
+
+
 def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
     """The base with the adapters of a local folder, for use: frozen, in evaluation mode; or `trainable`, in float32.
 
     Raises:
         InputError: the folder holds no adapter in safetensors, or one that does not fit this base.
     """
-    if missing := [name for name in ADAPTER_FILES if not (folder / name).is_file()]:
-        raise InputError(f"{folder}: not an adapter; {', '.join(missing)} is not there")
+    there = set(adapter_weights(folder))
+    adapter_settings(folder)
     try:
         adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"{folder}: the adapter does not fit this base: {_short(error)}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise unreadable(f"{folder}: the adapter does not fit this base", error) from None
     # peft only warns where an adapter has no weights for a layer, and leaves that layer as the base has it.
-    with safe_open(folder / ADAPTER_FILES[0], framework="pt") as stored:
-        there = set(stored.keys())
     wanted = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))  # DoRA's lengths included
     if odd := sorted(wanted ^ there):
         raise InputError(

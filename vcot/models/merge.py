@@ -23,15 +23,15 @@ from typing import Any
 import peft
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from vcot.errors import InputError
+from vcot.errors import InputError, unreadable
 from vcot.models.families import family_of
-from vcot.models.loading import ADAPTER_FILES, INDEX, weight_map
+from vcot.models.loading import INDEX, adapter_settings, adapter_weights, weight_map
 
 SHARD_BYTES = 1 << 30
 """Of one file of weights, at most, unless one tensor is larger. While it is written it is in memory twice."""
@@ -62,8 +62,8 @@ def merge_adapter(base: Path, adapter: Path, out: Path, *, shard_bytes: int = SH
         InputError: the base is quantised, or its files are no base; the adapter has something that is not merged here
             (modules that were trained whole, biases, embeddings), or a layer that the base does not have.
     """
-    settings = _adapter_settings(adapter)
     changes = _changes(adapter)
+    settings = _adapter_settings(adapter)
     weights = weights_of(base)
     modules = modules_by_weight(base, weights)
     if missing := sorted(changes.keys() - modules.values()):
@@ -108,8 +108,8 @@ def weights_of(base: Path) -> dict[str, str]:
     try:
         with safe_open(base / "model.safetensors", "pt") as stored:
             return dict.fromkeys(sorted(stored.keys()), "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{base}: its weights in safetensors cannot be read: {error}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise unreadable(f"{base}: its weights in safetensors cannot be read", error) from None
 
 
 def modules_by_weight(base: Path, weights: Mapping[str, str]) -> dict[str, str]:
@@ -193,11 +193,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _adapter_settings(adapter: Path) -> peft.LoraConfig:
-    if missing := [name for name in ADAPTER_FILES if not (adapter / name).is_file()]:
-        raise InputError(f"{adapter}: not an adapter; {', '.join(missing)} is not there")
-    settings = peft.PeftConfig.from_pretrained(str(adapter))
-    if not isinstance(settings, peft.LoraConfig):
-        raise InputError(f"{adapter}: an adapter of the kind {settings.peft_type}; only LoRA is merged")
+    settings = adapter_settings(adapter)
     for name in ("alpha_pattern", "fan_in_fan_out", "use_qalora", "use_bdlora", "layer_replication"):
         if getattr(settings, name, None):
             raise InputError(f"{adapter}: adapter_config.json has {name}, which is not merged here")
@@ -207,7 +203,7 @@ def _adapter_settings(adapter: Path) -> peft.LoraConfig:
 def _changes(adapter: Path) -> dict[str, dict[str, Tensor]]:
     """Module → its tensors by what they are. They are small beside the base's."""
     found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in load_file(adapter / ADAPTER_FILES[0]).items():
+    for name, tensor in adapter_weights(adapter).items():
         kind = next((kind for kind in (LORA_A, LORA_B, MAGNITUDE) if name.endswith(f".{kind}")), None)
         if kind is None or not name.startswith(PREFIX):
             raise InputError(

@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from vcot.pipeline.estimate_options import DEFAULT_GPU, EstimateOptions
 from vcot.pipeline.rows import ASSUMED, WRITTEN, WRITTEN_FROM, Data, FinishedStages, Range, Typical, data_of
 from vcot.records.example import Row
 from vcot.records.shards import CONVERT, DISTILL, TOKENIZE, TRAIN
-from vcot.storage import NotFound, Store, join
+from vcot.storage import NotFound, Store, join, read_json
 from vcot.training.batches import Plan
 from vcot.training.config import METHODS, RolloutOptions, TrainingConfig
 from vcot.training.estimate import (
@@ -207,7 +208,7 @@ def settings_folders(base: Path, overlay: Path) -> list[Path]:
 
 def _shapes(base_uri: str) -> Shapes:
     try:
-        config = json.loads(Store().read(join(base_uri, "config.json")))
+        config = read_json(Store(), join(base_uri, "config.json"), dict, "push the base again")
     except NotFound:
         raise InputError(
             f"--base-uri={base_uri}: there is no config.json; put the base there (make push-base), or say with "
@@ -524,7 +525,7 @@ def measured_of(
     if TRAIN.name not in finished.own:
         return tuple(found)
     trained, train = finished.markers[TRAIN.name].metadata, stages["train"]
-    spent = json.loads(Store().read(join(run_uri, TRAIN.name, "report.json")))["this_process"]
+    spent = read_json(Store(), join(run_uri, TRAIN.name, "report.json"), itemgetter("this_process"))
     same_ranks, uninterrupted = trained.ranks == ranks, spent.get("from_step") == 0
     same_hardware = same_ranks and runs_on(spent, *planned_gpu)
     if train.steps is not None and same_ranks:

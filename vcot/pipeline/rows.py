@@ -201,7 +201,7 @@ def places(settings: Mapping[str, Any]) -> dict[StageKind[Any, Any], str]:
 def finished(store: Store, uri: str, kind: StageKind[Any, Any]) -> StageMarker[Any, Any] | None:
     """The marker of that stage; None where it is not finished, or its storage cannot be reached."""
     try:
-        return read_marker(store, uri, kind)[0]
+        return read_marker(store, uri, kind, recorded=False)[0]
     except VcotError:
         return None
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from vcot import logging
-from vcot.errors import InputError, Interrupted, NotWhole, VcotError
+from vcot.errors import Interrupted, NotWhole, VcotError
 from vcot.pipeline.client import ClusterClient, Refused
 from vcot.pipeline.local import command, environment
 from vcot.pipeline.orchestrator import INPUTS, Outcome, Plan, Step
@@ -34,7 +34,7 @@ from vcot.pipeline.templates import Owner
 from vcot.records.shards import DONE, read_marker
 from vcot.redaction import redacted
 from vcot.settings import PREFIX
-from vcot.storage import Store, join
+from vcot.storage import Store, join, read_json
 
 KEY = "state.json"
 FOR_GOOD = (20, 21, 64, 65, 78)
@@ -57,10 +57,8 @@ class RunStorage:
             InputError: they are not there, or damaged.
         """
         uri = join(step.run_uri, step.stage, "settings.json")
-        try:
-            settings: dict[str, Any] = json.loads(self._store.read(uri))["all_settings"]
-        except (ValueError, KeyError) as error:
-            raise InputError(f"{uri} is damaged ({error}); delete it and start the stage again") from None
+        advice = "delete it and start the stage again"
+        settings: dict[str, Any] = read_json(self._store, uri, lambda stated: dict(stated["all_settings"]), advice)
         if settings.get("num_shards") is not None:
             return int(settings["num_shards"])
         (source,) = INPUTS[step.stage]

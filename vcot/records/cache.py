@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar, cast
 
 from vcot import errors, logging
-from vcot.errors import InputError, TemporaryError, VcotError
+from vcot.errors import InputError, TemporaryError, VcotError, foreseen
 from vcot.records.shards import File, fetch_file
 from vcot.stage import stop
 from vcot.storage import Store, join
@@ -220,8 +220,10 @@ def _serve(
         while True:
             if not cache.turn(steps, at.value):
                 time.sleep(_PAUSE)
-    except VcotError as error:
-        cache.tell_failure(error)
+    except Exception as error:
+        if (known := foreseen(error)) is None:
+            raise
+        cache.tell_failure(known)
 
 
 class _Ranges(io.RawIOBase):

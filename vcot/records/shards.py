@@ -20,12 +20,12 @@ import json
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Generic, Literal, Protocol, overload
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import BaseModel, Field, JsonValue, ValidationError
 from typing_extensions import TypeVar
 
 from vcot import __version__, logging
@@ -36,7 +36,7 @@ from vcot.records.sample import Rejection, Sample
 from vcot.redaction import redacted
 from vcot.settings import Settings
 from vcot.stage import Bar, stop, summary
-from vcot.storage import NotFound, Store, join
+from vcot.storage import NotFound, Store, confirmed, join
 from vcot.storage.local import file_digest
 from vcot.storage.names import RelativeName, refuse_names
 
@@ -198,6 +198,18 @@ class ShardWriter:
         self._rejections.close()
 
 
+class _Begun(BaseModel):
+    """``settings.json``, as far as it is compared."""
+
+    settings: dict[str, JsonValue]
+    inputs: dict[str, str]
+    code: str
+
+
+class _OtherSettings(SettingsError):
+    """A run with other settings has this prefix."""
+
+
 class Folder(Generic[ShardMetadata, StageMetadata]):
     """``<run>/<stage>``: where one stage of one run writes."""
 
@@ -225,27 +237,30 @@ class Folder(Generic[ShardMetadata, StageMetadata]):
     def check_settings(self, settings: Settings, inputs: Mapping[str, str]) -> None:
         """Compare these settings and inputs with ``settings.json``, if there is one. Raises as `begin` does."""
         uri, mine = join(self.uri, "settings.json"), _started_with(settings, inputs)
+        with suppress(NotFound):
+            confirmed(uri, lambda: self._compare(uri, mine), recorded=False, faults=(InputError, _OtherSettings))
+
+    def _compare(self, uri: str, mine: Mapping[str, Any]) -> None:
+        """Compare the stored ``settings.json`` with this run's. Raises as `begin` does."""
         try:
-            there = json.loads(self.store.read(uri))
-        except NotFound:
-            return
-        except ValueError as error:
-            raise InputError(f"{uri} is damaged ({error}). {_make_again(self.uri)}") from None
+            there = _Begun.model_validate_json(self.store.read(uri))
+        except ValidationError as error:
+            raise InputError(f"{uri} is damaged ({_first_fault(error)}). {_make_again(self.uri)}") from None
         differing = [
-            f"{name} was {there['settings'].get(name)!r} and is now {value!r}"
+            f"{name} was {there.settings.get(name)!r} and is now {value!r}"
             for name, value in mine["settings"].items()
-            if there["settings"].get(name) != value
+            if there.settings.get(name) != value
         ]
         if differing:
-            raise SettingsError(
+            raise _OtherSettings(
                 f"{self.uri} belongs to a run with other settings: {'; '.join(differing)}. "
                 "Use the same settings to go on with it, or another run name to start afresh"
             )
         for name, digest in mine["inputs"].items():
-            if there["inputs"].get(name, digest) != digest:
+            if there.inputs.get(name, digest) != digest:
                 raise InputError(f"{name} has changed since {self.uri} was begun; use another run name")
-        if there["code"] != __version__:
-            logging.get().warning("begun by another code version", was=there["code"], now=__version__)
+        if there.code != __version__:
+            logging.get().warning("begun by another code version", was=there.code, now=__version__)
 
     def whole(self, settings: Settings, inputs: Mapping[str, str]) -> StageMarker[ShardMetadata, StageMetadata] | None:
         """The marker of the whole stage, and a line that says so; None where something is left to do.
@@ -268,10 +283,11 @@ class Folder(Generic[ShardMetadata, StageMetadata]):
         """The marker of the whole stage, if it is whole."""
         return self._marker(DONE, self.kind.stage_marker)
 
-    def _marker(self, name: str, kind: type[R]) -> R | None:
+    def _marker(self, name: str, kind: type[R], *, recorded: bool = False) -> R | None:
+        """The marker of this name; `recorded`: it was written, so that a store may only be late to show it."""
         uri = join(self.uri, name)
         try:
-            return _parsed(kind, self.store.read(uri), uri, self.uri)
+            return confirmed(uri, lambda: _parsed(kind, self.store.read(uri), uri, self.uri), recorded=recorded)
         except NotFound:
             return None
 
@@ -288,13 +304,16 @@ class Folder(Generic[ShardMetadata, StageMetadata]):
 
     # --- one shard -------------------------------------------------------------------------------
 
-    def shard_marker(self, index: int) -> ShardMarker[ShardMetadata] | None:
-        return self._marker(f"_done/{index:05d}.json", self.kind.shard_marker)
+    def shard_marker(self, index: int, *, recorded: bool = False) -> ShardMarker[ShardMetadata] | None:
+        return self._marker(f"_done/{index:05d}.json", self.kind.shard_marker, recorded=recorded)
 
-    def shard_markers(self) -> tuple[ShardMarker[ShardMetadata], ...]:
-        """The markers of shards 0, 1, … as far as they are whole; the stage itself may not be, yet or for a gate."""
+    def shard_markers(self, shards: int = 0) -> tuple[ShardMarker[ShardMetadata], ...]:
+        """The markers of shards 0, 1, … as far as they are whole; the stage itself may not be, yet or for a gate.
+
+        shards: how many there should be.
+        """
         markers: list[ShardMarker[ShardMetadata]] = []
-        while (marker := self.shard_marker(len(markers))) is not None:
+        while (marker := self.shard_marker(len(markers), recorded=len(markers) < shards)) is not None:
             markers.append(marker)
         return tuple(markers)
 
@@ -318,7 +337,7 @@ class Folder(Generic[ShardMetadata, StageMetadata]):
         uri = join(self.uri, f"_done/{index:05d}.json")
         if not self.store.write_once(uri, _json(marker.model_dump(mode="json"))):
             logging.get().warning("another process finished this shard first; its files count", shard=index)
-            return self.shard_marker(index) or marker
+            return self.shard_marker(index, recorded=True) or marker
         return marker
 
     def _put(self, path: Path, stem: str, suffix: str) -> File:
@@ -375,7 +394,7 @@ def run_shards(
         logging.bind(shard=None)
     if settings.part not in ("all", "finish"):
         return None
-    markers = folder.shard_markers()[:shards]
+    markers = folder.shard_markers(shards)[:shards]
     if len(markers) < shards:
         raise InputError(f"{folder.uri}: shard {len(markers)} of {shards} is not done; make it before --part finish")
     row_counts = sum((m.row_counts for m in markers), RowCounts())
@@ -416,30 +435,36 @@ def _sum_up(shards: int, row_counts: RowCounts | None = None) -> None:
 def read_marker(store: Store, stage_uri: str) -> tuple[StageMarker, dict[str, str]]: ...
 @overload
 def read_marker(
-    store: Store, stage_uri: str, kind: StageKind[D, M], /, *more: StageKind
+    store: Store, stage_uri: str, kind: StageKind[D, M], /, *more: StageKind, recorded: bool = True
 ) -> tuple[StageMarker[D, M], dict[str, str]]: ...
-def read_marker(store: Store, stage_uri: str, *kinds: Any) -> tuple[Any, dict[str, str]]:
+def read_marker(store: Store, stage_uri: str, *kinds: Any, recorded: bool = True) -> tuple[Any, dict[str, str]]:
     """The marker of a finished stage, and its URI → digest for the reader's own `inputs`.
 
     Args:
         kinds: the stages that will do; default: all.
+        recorded: the stage should be finished; False: a missing marker is reported without a further read.
 
     Raises:
         InputError: the stage is not whole, or another, or its marker cannot be read.
     """
     uri = join(stage_uri, DONE)
     try:
-        data = store.read(uri)
+        return confirmed(uri, lambda: _read_marker(store, stage_uri, kinds or STAGES), recorded=recorded)
     except NotFound:
         raise InputError(f"{stage_uri} is not a finished stage: there is no {uri}; run that stage first") from None
+
+
+def _read_marker(store: Store, stage_uri: str, kinds: Sequence[Any]) -> tuple[Any, dict[str, str]]:
+    uri = join(stage_uri, DONE)
+    data = store.read(uri)
     try:
         stage = json.loads(data)["stage"]
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{uri} is damaged: it names no stage. {_make_again(stage_uri)}") from None
-    for kind in kinds or STAGES:
+    for kind in kinds:
         if kind.name == stage:
             return _parsed(kind.stage_marker, data, uri, stage_uri), {uri: hashlib.sha256(data).hexdigest()}
-    wanted = " or ".join(kind.name for kind in kinds or STAGES)
+    wanted = " or ".join(kind.name for kind in kinds)
     raise InputError(f"{uri} is the marker of a {stage} stage; give the URI of a finished {wanted} stage in its place")
 
 
@@ -448,27 +473,34 @@ def _parsed(kind: type[R], data: bytes, uri: str, stage_uri: str) -> R:
         return kind.model_validate_json(data)
     except ValidationError as error:
         refuse_names(error, uri)
-        faults = {".".join(map(str, fault["loc"])): fault["msg"].lower() for fault in error.errors()}
-    where, what = next(iter(faults.items()))
-    fault = "was written by another version of vcot" if "version" in faults else f"is damaged ({where}: {what})"
+        is_other_version = any(fault["loc"] == ("version",) for fault in error.errors())
+        fault = "was written by another version of vcot" if is_other_version else f"is damaged ({_first_fault(error)})"
     raise InputError(f"{uri} {fault}. {_make_again(stage_uri)}")
+
+
+def _first_fault(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"].lower())))
 
 
 def fetch_file(store: Store, stage_uri: str, file: File, folder: Path) -> Path:
     """A shard's file, downloaded and held against its digest. Raises InputError: the bytes are not those that the
     marker names (truncated, or changed)."""
-    path = folder / file.name.replace("/", "-")
-    uri = join(stage_uri, file.name)
-    try:
+    path, uri = folder / file.name.replace("/", "-"), join(stage_uri, file.name)
+
+    def attempt() -> Path:
         store.download(uri, path)
-    except NotFound:
-        raise InputError(f"{uri} is named by its stage's marker and is gone. {_make_again(stage_uri)}") from None
-    if (digest := file_digest(path)) != file.sha256:
+        if (digest := file_digest(path)) == file.sha256:
+            return path
         raise InputError(
             f"{uri} is not what its marker says: {path.stat().st_size} bytes with digest {digest[:12]}…, expected "
             f"{file.size} bytes with {file.sha256[:12]}…; it is truncated or was changed. {_make_again(stage_uri)}"
         )
-    return path
+
+    try:
+        return confirmed(uri, attempt)
+    except NotFound:
+        raise InputError(f"{uri} is named by its stage's marker and is gone. {_make_again(stage_uri)}") from None
 
 
 def _started_with(settings: Settings, inputs: Mapping[str, str]) -> dict[str, Any]:

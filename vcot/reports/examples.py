@@ -25,7 +25,7 @@ from vcot.records import Folder, Image
 from vcot.records.base import PublicText, Record, TraceField
 from vcot.records.shards import ShardMarker
 from vcot.redaction import redacted
-from vcot.storage import NotFound, Store, images, join
+from vcot.storage import NotFound, Store, images, join, read_json
 from vcot.storage.images import ImageError
 
 Edges = tuple[float, float, float, float]
@@ -128,17 +128,20 @@ class ExampleSampler:
         folder.store.write(_uri(folder, shard), redacted(json.dumps(examples, ensure_ascii=False)).encode())
 
 
+_EXAMPLES = TypeAdapter(list[ShownExample])
+
+
 def sampled(folder: Folder, markers: Iterable[ShardMarker], most: int) -> ExampleSampler:
     """The best of what all shards put aside. Raises InputError: one of them put nothing aside."""
-    sampler = ExampleSampler(most)
+    sampler, advice = ExampleSampler(most), f"delete {folder.uri} and run the stage again"
     for marker in markers:
         uri = _uri(folder, marker.shard)
         try:
-            examples = folder.store.read(uri)
+            examples = read_json(folder.store, uri, _EXAMPLES.validate_python, advice)
         except NotFound:
-            raise InputError(f"{uri} is missing; delete {folder.uri} and run the stage again") from None
-        for one in TypeAdapter(list[ShownExample]).validate_json(examples):
-            sampler.add(one)
+            raise InputError(f"{uri} is missing; {advice}") from None
+        for example in examples:
+            sampler.add(example)
     return sampler
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from vcot.evaluation.checkpoint import Checkpoint
 from vcot.evaluation.models import forms_of
 from vcot.evaluation.page import headline
 from vcot.evaluation.subjects import Finished, ModelFound, evaluation_of
-from vcot.storage import Store, join
+from vcot.storage import Store, join, read_json
 from vcot.storage import name as last_part
 from vcot.tokens import Encoder
 
@@ -86,4 +85,4 @@ def _card(store: Store, found: ModelFound) -> dict[str, Any]:
 
 def _numbers(store: Store, train: Finished) -> dict[str, Any]:
     evaluation = evaluation_of(store, train.uri, train.sha256)
-    return {} if evaluation is None else headline(json.loads(store.read(join(evaluation.uri, "report.json"))))
+    return {} if evaluation is None else headline(read_json(store, join(evaluation.uri, "report.json"), dict))

@@ -18,11 +18,13 @@ import sqlite3
 import struct
 import tarfile
 import threading
+import zlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -30,9 +32,10 @@ from typing import Any, Literal, NamedTuple, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vcot import logging
-from vcot.errors import InputError, TemporaryError, UsageError
+from vcot.errors import InputError, UsageError
 from vcot.stage import Bar, stop
 from vcot.storage.local import Changed, Entry, NotFound, file_digest
+from vcot.storage.reread import confirmed
 from vcot.storage.store import Store, join, name
 from vcot.uris import Piece, of_pieces, pieces
 
@@ -117,6 +120,17 @@ def find(store: Store, uri: str) -> Chunks | None:
     """The archive at a URI: a file, or a folder of numbered chunks. None: a folder of something else, or nothing.
     Raises InputError: an archive, but one with a chunk missing, or compressed."""
     try:
+        return confirmed(uri, lambda: _find(store, uri))
+    except _NothingThere:
+        return None
+
+
+class _NothingThere(NotFound):
+    """Neither an object nor a folder has this URI."""
+
+
+def _find(store: Store, uri: str) -> Chunks | None:
+    try:
         whole = None if uri.endswith("/") else store.stat(uri)
     except UsageError:  # a bucket alone
         whole = None
@@ -125,7 +139,8 @@ def find(store: Store, uri: str) -> Chunks | None:
         if _is_tar(beginning):
             return Chunks(store, uri, (whole,))
         raise InputError(f"{uri} is {_instead(beginning)}")
-    found = list(islice(store.list(uri), _LOOKED_AT))
+    if not (found := list(islice(store.list(uri), _LOOKED_AT))):
+        raise _NothingThere(f"{uri}: nothing is there")
     chunks = [entry for entry in found if _numbered(uri, entry)]
     if not chunks:
         return None
@@ -347,10 +362,7 @@ def indexed(chunks: Chunks, place_uri: str, scratch: Path, *, span: int = SPAN) 
         return there
     logging.get().info("indexing", archive=chunks.uri, chunks=len(chunks.entries), mib=chunks.size >> 20)
     path = scratch / "new-members.sqlite"
-    try:
-        count = _write_members(path, _members(chunks, join(place, "spans"), span))
-    except sqlite3.OperationalError as error:
-        raise TemporaryError(f"{path}: the index cannot be written ({error}); is there room on this disk?") from None
+    count = _write_members(path, _members(chunks, join(place, "spans"), span))
     if not count:
         raise InputError(f"{chunks.uri} has no members")
     digest = file_digest(path)
@@ -366,11 +378,17 @@ def indexed(chunks: Chunks, place_uri: str, scratch: Path, *, span: int = SPAN) 
 def _published(store: Store, place: str) -> Index | None:
     uri = join(place, "index.json")
     try:
-        return Index.model_validate_json(store.read(uri))
+        return confirmed(uri, lambda: read_index(store, uri, "delete it"), recorded=False)
     except NotFound:
         return None
+
+
+def read_index(store: Store, uri: str, advice: str) -> Index:
+    """Read an index. Raises InputError, with this advice: it is damaged."""
+    try:
+        return Index.model_validate_json(store.read(uri))
     except ValidationError as error:
-        raise InputError(f"{uri} is damaged: {error.errors()[0]['msg']}; delete it") from None
+        raise InputError(f"{uri} is damaged: {error.errors()[0]['msg']}; {advice}") from None
 
 
 def _members(chunks: Chunks, spans_uri: str, span: int) -> Iterator[Member]:
@@ -382,9 +400,7 @@ def _members(chunks: Chunks, spans_uri: str, span: int) -> Iterator[Member]:
             while (start := walk.position) < chunks.size:
                 mine = f"from-{start:015d}.json.gz"
                 if mine in kept:
-                    value = json.loads(gzip.decompress(chunks.store.read(kept[mine])))
-                    walk.position, walk.closed = value["end"], value["closed"]
-                    found = [Member(*member) for member in value["members"]]
+                    walk.position, walk.closed, found = confirmed(kept[mine], partial(_span, chunks.store, kept[mine]))
                 else:
                     found = list(walk.members(start + span))
                     value = {"end": walk.position, "closed": walk.closed, "members": found}
@@ -399,6 +415,15 @@ def _members(chunks: Chunks, spans_uri: str, span: int) -> Iterator[Member]:
             f"{chunks.uri} does not end with the zeros that close a tar file: {chunks.entries[-1].uri} is cut off, or "
             "a chunk after it is missing. (If it is whole all the same, append 1,024 bytes of zeros.)"
         )
+
+
+def _span(store: Store, uri: str) -> tuple[int, bool, list[Member]]:
+    """Where a span ends, whether zeros close it, and its members. Raises InputError: it is damaged."""
+    try:
+        value = json.loads(gzip.decompress(store.read(uri)))
+        return int(value["end"]), bool(value["closed"]), [Member(*member) for member in value["members"]]
+    except (ValueError, KeyError, TypeError, EOFError, OSError, zlib.error) as error:
+        raise InputError(f"{uri} is damaged ({error}); delete it") from None
 
 
 def _bytes(name: str) -> bytes:

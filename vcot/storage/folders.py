@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +26,7 @@ from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.stage import Bar, stop
 from vcot.storage.local import NotFound, file_digest
 from vcot.storage.names import RelativeName, local_path, refuse_names
+from vcot.storage.reread import confirmed
 from vcot.storage.store import Store, join
 
 MANIFEST = "_manifest.json"
@@ -53,23 +55,32 @@ class FolderManifest(BaseModel):
 
 def read_manifest(store: Store, uri: str) -> FolderManifest | None:
     place = join(uri, MANIFEST)
+
+    def attempt() -> FolderManifest:
+        try:
+            return FolderManifest.model_validate_json(store.read(place))
+        except ValidationError as error:
+            refuse_names(error, place)
+            raise InputError(f"{place} is not a manifest: {error.errors()[0]['msg']}; push the folder again") from None
+
     try:
-        return FolderManifest.model_validate_json(store.read(place))
+        return confirmed(place, attempt, recorded=False)
     except NotFound:
         return None
-    except ValidationError as error:
-        refuse_names(error, place)
-        raise InputError(f"{place} is not a manifest: {error.errors()[0]['msg']}; push the folder again") from None
 
 
 def _files(store: Store, uri: str, only: Callable[[str], bool]) -> dict[str, tuple[int, str]]:
     """Name → size and sha256 of what the manifest names; where there is none, of what is there, without digests."""
+    return confirmed(uri, lambda: _files_now(store, uri, only))
+
+
+def _files_now(store: Store, uri: str, only: Callable[[str], bool]) -> dict[str, tuple[int, str]]:
     manifest = None if _local(uri) else read_manifest(store, uri)
     if manifest is None:
         base = uri.rstrip("/") + "/"
         found = {entry.uri.removeprefix(base): (entry.size, "") for entry in store.list(base)}
         if not found:
-            raise InputError(f"{uri}: there is no such folder, or nothing in it")
+            raise NotFound(f"{uri}: there is no such folder, or nothing in it")
     elif manifest.whole:
         found = {name: (file.size, file.sha256) for name, file in manifest.files.items()}
     else:
@@ -136,20 +147,21 @@ def _is(path: Path, size: int, sha256: str) -> bool:
 def _fetch(store: Store, uri: str, into: Path, name: str, sha256: str, arrived: Callable[[int], None]) -> None:
     target = local_path(into, name, uri)
     target.parent.mkdir(parents=True, exist_ok=True)
-    found = ""
-    for _ in range(2):  # what was damaged on its way is not the second time
+
+    def attempt() -> None:
         stop.raise_if_requested("nothing was begun")
         try:
             store.download(join(uri, name), target, arrived)
         except NotFound as error:
-            raise InputError(f"{error}, though it was listed a moment ago; push the folder again") from None
-        if not sha256 or (found := file_digest(target)) == sha256:
-            return
-    target.unlink()
-    raise InputError(
-        f"{join(uri, name)} is not what its manifest says: its digest is {found[:12]}…, expected {sha256[:12]}…; it "
-        "was damaged or replaced. Push the folder again, to another place"
-    )
+            raise NotFound(f"{error}, though it was listed a moment ago; push the folder again") from None
+        if sha256 and (digest := file_digest(target)) != sha256:
+            target.unlink()
+            raise InputError(
+                f"{join(uri, name)} is not what its manifest says: its digest is {digest[:12]}…, expected "
+                f"{sha256[:12]}…; it was damaged or replaced. Push the folder again, to another place"
+            )
+
+    confirmed(join(uri, name), attempt)
 
 
 def fetch_with_digest(store: Store, uri: str, into: Path) -> tuple[Path, str]:
@@ -162,12 +174,16 @@ def fetch_base(
     store: Store, uri: str, sha256: str, into: Path, otherwise: str = "is not the base that was trained on"
 ) -> Path:
     """The folder of a base, whole. Raises InputError: it is not the one of this digest, in the words of `otherwise`."""
-    folder, found = fetch_with_digest(store, uri, into)
-    if found != sha256:
-        if folder == into:
-            shutil.rmtree(into)  # damaged on its way, perhaps: the next try begins anew
-        raise InputError(f"{uri} {otherwise}: its digest is {found[:12]}…, it was {sha256[:12]}…")
-    return folder
+
+    def attempt() -> Path:
+        folder, digest = fetch_with_digest(store, uri, into)
+        if digest != sha256:
+            if folder == into:
+                shutil.rmtree(into)  # perhaps damaged on its way: the next attempt fetches all of it
+            raise InputError(f"{uri} {otherwise}: its digest is {digest[:12]}…, it was {sha256[:12]}…")
+        return folder
+
+    return confirmed(uri, attempt)
 
 
 def fetch_files(store: Store, uri: str, files: Mapping[str, str], into: Path) -> Path:
@@ -181,12 +197,14 @@ def fetch_files(store: Store, uri: str, files: Mapping[str, str], into: Path) ->
         if path.is_file() and file_digest(path) == sha256:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        store.download(join(uri, name), path)
-        if (found := file_digest(path)) != sha256:
-            raise InputError(
-                f"{join(uri, name)} is not what train wrote: its digest is {found[:12]}…, it was {sha256[:12]}…"
-            )
+        confirmed(join(uri, name), partial(_fetch_trained, store, join(uri, name), path, sha256))
     return into
+
+
+def _fetch_trained(store: Store, uri: str, path: Path, sha256: str) -> None:
+    store.download(uri, path)
+    if (digest := file_digest(path)) != sha256:
+        raise InputError(f"{uri} is not what train wrote: its digest is {digest[:12]}…, it was {sha256[:12]}…")
 
 
 def folder_digest(store: Store, uri: str, only: Callable[[str], bool] = lambda _: True) -> str:

@@ -23,6 +23,7 @@ from PIL import Image, ImageFile, TiffImagePlugin, features
 
 from vcot.errors import InputError
 from vcot.storage.local import NotFound
+from vcot.storage.reread import confirmed
 from vcot.storage.store import Store
 
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; a camera's 50 megapixels pass, a decompression bomb does not
@@ -67,16 +68,24 @@ class DecodedImage:
 
 
 def fetch(store: Store, uri: str, *, sha256: str | None = None) -> bytes:
-    """The bytes at a URI, at most as many as are ever decoded. Raises ImageError."""
-    try:
+    """Return the bytes at a URI, at most as many as are ever decoded. Raises ImageError.
+
+    sha256: the recorded digest.
+    """
+
+    def attempt() -> bytes:
         data = store.read_range(uri, 0, MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ImageError(uri, "too-large", f"more than {MAX_BYTES >> 20} MiB")
+        if sha256 is not None and (digest := hashlib.sha256(data).hexdigest()) != sha256:
+            detail = f"sha256 is {digest[:12]}… ({len(data):,} bytes), recorded was {sha256[:12]}…"
+            raise ImageError(uri, "changed", detail)
+        return data
+
+    try:
+        return confirmed(uri, attempt)
     except NotFound as error:
         raise ImageError(uri, "missing", str(error).removeprefix(f"{uri}: ")) from error
-    if len(data) > MAX_BYTES:
-        raise ImageError(uri, "too-large", f"more than {MAX_BYTES >> 20} MiB")
-    if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
-        raise ImageError(uri, "changed", f"sha256 is {found[:12]}…, recorded was {sha256[:12]}…")
-    return data
 
 
 def decode(

@@ -57,17 +57,17 @@ class LocalFile:
             return source.read()
 
     def read_range(self, start: int, length: int, of: Entry | None = None) -> bytes:
-        with self.open_read() as source:
-            if of is not None and (of.size, of.state) != _size_and_state(os.fstat(source.fileno())):
-                raise Changed(f"{self.uri}: changed while it was read")
+        with self.open_read(of) as source:
             source.seek(start)
             return source.read(length)
 
     @contextmanager
-    def open_read(self) -> Iterator[BinaryIO]:
+    def open_read(self, of: Entry | None = None) -> Iterator[BinaryIO]:
         with self.plain_words():
             raw = _Raw(self, "rb")
         with io.BufferedReader(raw, CHUNK) as source:
+            if of is not None and (of.size, of.state) != _size_and_state(os.fstat(source.fileno())):
+                raise Changed(f"{self.uri}: changed while it was read")
             yield cast(BinaryIO, source)
 
     @contextmanager

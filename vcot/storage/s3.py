@@ -35,6 +35,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 from s3transfer.exceptions import S3DownloadFailedError
+from urllib3.exceptions import HTTPError
 
 from vcot import logging
 from vcot.errors import InputError, SettingsError, TemporaryError, UsageError, VcotError
@@ -72,17 +73,18 @@ _KEYS = {
     "ExpiredTokenException": "says that the keys have expired; get new ones",
     "InvalidToken": "refuses the session token; check AWS_SESSION_TOKEN",
     "RequestTimeTooSkewed": "says that this machine's clock is wrong; set it",
-    "AuthorizationHeaderMalformed": "expects another region; check AWS_REGION",
     "AccessDenied": "denies access; these keys need list and get on inputs, list, get and put on runs",
     "AccessDeniedException": "denies access; check the role of this workload identity",
     "AllAccessDisabled": "has disabled all access to it",
     "AccountProblem": "has a problem with the account of these keys",
     "InvalidIdentityToken": "refuses the identity token of this workload",
-    # HEAD has no body and so no word for the reason
+    # where the answer had no body with a code
     "403": "refuses the keys or denies access; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights",
     "Forbidden": "refuses the keys or denies access; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights",
 }
-_BOTO_ERRORS = (BotoCoreError, ClientError, Boto3Error, S3DownloadFailedError, ResponseParserError)
+_OTHER_REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301")
+# botocore passes on what urllib3 raises while the body of an error answer is read.
+_BOTO_ERRORS = (BotoCoreError, ClientError, Boto3Error, S3DownloadFailedError, ResponseParserError, HTTPError)
 
 
 class S3Object:
@@ -98,11 +100,11 @@ class S3Object:
             return source.read()
 
     def read_range(self, start: int, length: int, of: Entry | None = None) -> bytes:
-        with self.open_read(start, length, of) as source:
+        with self.open_read(of, start, length) as source:
             return source.read(length)
 
     @contextmanager
-    def open_read(self, start: int = 0, length: int | None = None, of: Entry | None = None) -> Iterator[BinaryIO]:
+    def open_read(self, of: Entry | None = None, start: int = 0, length: int | None = None) -> Iterator[BinaryIO]:
         with io.BufferedReader(_Download(self, start, length, of), CHUNK) as source:
             yield cast(BinaryIO, source)
 
@@ -175,26 +177,30 @@ class S3Object:
 
     def stat(self) -> Entry | None:
         try:
-            with self.plain_words():
-                head = self.client.head_object(Bucket=self.bucket, Key=self.key)
-        except NotFound:
-            self._demand_bucket()
-            return None
+            head = self.client.head_object(Bucket=self.bucket, Key=self.key)
+        except _BOTO_ERRORS as error:
+            if not isinstance(error, ClientError) or not 300 <= _status(error) < 500:
+                raise self.explain(error) from error
+            seen = _connect(self.uri).buckets_seen
+            if _status(error) == 404 and self.bucket in seen:
+                return None
+            found = self._stat_by_get()
+            seen.add(self.bucket)
+            return found
         return Entry(self.uri, head["ContentLength"], head.get("ETag", ""))
 
-    def _demand_bucket(self) -> None:
-        """HEAD says 404 for a missing object and for a missing bucket: look, once a bucket."""
-        seen = _connect(self.uri).buckets_seen
-        if self.bucket not in seen:
-            with self.plain_words(), suppress(NotFound):
-                try:
-                    self.client.head_bucket(Bucket=self.bucket)
-                except ClientError as error:
-                    if _status(error) == 404:
-                        raise self._no_bucket() from error
-                    if _status(error) != 403:  # not allowed to look is no proof
-                        raise
-            seen.add(self.bucket)
+    def _stat_by_get(self) -> Entry | None:
+        """Get the first byte: an error of HEAD has no body, so only GET says why, and whether the bucket exists."""
+        try:
+            with self.plain_words(pass_on=("InvalidRange", "416")):
+                answer = self.client.get_object(Bucket=self.bucket, Key=self.key, Range="bytes=0-0")
+        except NotFound:
+            return None
+        except ClientError as error:  # an empty object has no first byte
+            return Entry(self.uri, 0, _header(error, "etag"))
+        answer["Body"].close()
+        size = answer.get("ContentRange", "").rpartition("/")[2] or answer["ContentLength"]
+        return Entry(self.uri, int(size), answer.get("ETag", ""))
 
     def needs_virtual_hosts(self) -> bool:
         """Return True if virtual-host addressing reaches the bucket, and path-style addressing does not."""
@@ -255,7 +261,8 @@ class S3Object:
                     f"{self.uri}: the keys of this workload identity could not be had just now ({said})"
                 )
             case (
-                botocore_errors.ConnectionError()
+                HTTPError()
+                | botocore_errors.ConnectionError()
                 | botocore_errors.HTTPClientError()
                 | botocore_errors.IncompleteReadError()
                 | botocore_errors.ChecksumError()
@@ -283,6 +290,10 @@ class S3Object:
             return Changed(f"{self.uri}: changed while it was read")
         if code in _NO_ROOM.split() or status == 507:
             return TemporaryError(f"{self.uri}: no room left on {endpoint} ({said})")
+        if code in _OTHER_REGION:
+            region = error.response.get("Error", {}).get("Region") or _header(error, "x-amz-bucket-region")
+            advice = f"set AWS_REGION={region}" if region else "check AWS_REGION"
+            return SettingsError(f"{self.uri}: {endpoint} expects another region; {advice} ({said})")
         if code in _KEYS:
             return SettingsError(f"{self.uri}: {endpoint} {_KEYS[code]} ({said})")
         if code in _BAD_NAME.split():
@@ -470,6 +481,14 @@ def _new_connection(addressing_style: Literal["path", "virtual"] | None = None) 
     return _Connection(made, endpoint, set())
 
 
+def close_idle_connections() -> None:
+    """Close pooled connections, so that the next request of each client opens one; requests under way are not hurt."""
+    with _lock:
+        clients = [connection.client for connection in _connections.values()]
+    for client in clients:
+        client.close()
+
+
 def _set_ceiling(client: S3Client) -> None:
     """No further try once _CEILING seconds have passed since the first, whatever each of them waited for."""
 
@@ -499,6 +518,10 @@ def _cause(error: Exception) -> Exception:
 
 def _code(error: Exception) -> str:
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
+
+
+def _header(error: ClientError, name: str) -> str:
+    return str(error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get(name, ""))
 
 
 def _status(error: ClientError) -> int:

@@ -49,10 +49,13 @@ class Store:
             raise ValueError(f"a range starts at 0 or later and has no negative length: {start}, {length}")
         return _readable(uri).read_range(start, length, of) if length else b""
 
-    def open_read(self, uri: str) -> AbstractContextManager[BinaryIO]:
-        """A stream that can seek. A broken connection is taken up again where it broke; an object that was
-        replaced meanwhile raises Changed instead of giving half of each."""
-        return _readable(uri).open_read()
+    def open_read(self, uri: str, of: Entry | None = None) -> AbstractContextManager[BinaryIO]:
+        """Open a stream that can seek.
+
+        A broken connection is resumed where it broke. An object that was replaced meanwhile, or is not in the state
+        `of`, raises Changed instead of giving half of each.
+        """
+        return _readable(uri).open_read(of=of)
 
     def open_write(self, uri: str) -> AbstractContextManager[BinaryIO]:
         """A stream. The object appears (replacing what was there) when the with-block ends without an exception;
@@ -95,10 +98,10 @@ class Store:
         place = _writable(uri)
         return not isinstance(place, LocalFile) and place.needs_virtual_hosts()
 
-    def digest(self, uri: str) -> str:
-        """sha256 of the stored bytes, in hex, by streaming."""
+    def digest(self, uri: str, of: Entry | None = None) -> str:
+        """Return the sha256 of the stored bytes, in hex, by streaming. Raises Changed: they are not in state `of`."""
         digest = hashlib.sha256()
-        with self.open_read(uri) as source:
+        with self.open_read(uri, of) as source:
             while chunk := source.read(CHUNK):
                 digest.update(chunk)
         return digest.hexdigest()
@@ -182,7 +185,7 @@ class _Pieces:
         return data
 
     @contextmanager
-    def open_read(self) -> Iterator[BinaryIO]:
+    def open_read(self, of: Entry | None = None) -> Iterator[BinaryIO]:
         yield io.BytesIO(self.read())
 
     def download(self, path: Path, arrived: Callable[[int], None] | None = None) -> None:

@@ -21,7 +21,7 @@ from vcot.records.metadata import Contract, TrainMetadata
 from vcot.records.shards import DONE, OF_SAMPLES, read_marker
 from vcot.reports.rendering import plural, render
 from vcot.settings import flag
-from vcot.storage import Store, join
+from vcot.storage import Store, join, read_json
 from vcot.storage.folders import read_manifest
 from vcot.training.config import METHODS, TrainingConfig
 
@@ -99,7 +99,7 @@ def published_there(store: Store, uri: str, train_sha256: str, kind: Kind) -> di
     manifest = read_manifest(store, uri)
     if manifest is None or not manifest.whole or PUBLISHED not in manifest.files:
         return None
-    found: dict[str, Any] = json.loads(store.read(join(uri, PUBLISHED)))
+    found: dict[str, Any] = read_json(store, join(uri, PUBLISHED), dict, "publish again")
     if found["train_sha256"] != train_sha256:
         raise SettingsError(
             f"{uri} holds what was published of {found['train_uri']}, another training; give another --to-uri"

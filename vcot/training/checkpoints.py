@@ -27,7 +27,9 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -37,17 +39,21 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed
 
 from vcot import logging
-from vcot.errors import InputError, TemporaryError, VcotError
+from vcot.errors import InputError, VcotError, unreadable
 from vcot.records.base import Record
 from vcot.records.shards import File
 from vcot.stage import stop
-from vcot.storage import NotFound, Store, join
+from vcot.storage import NotFound, Store, confirmed, join
 from vcot.storage.local import file_digest
 from vcot.storage.names import local_path, refuse_names
 
 MANIFEST = "manifest.json"
 _FOLDER = re.compile(r"step-(\d+)-\w+")
 _MANIFEST_NAME = re.compile(f"{_FOLDER.pattern}/{re.escape(MANIFEST)}")
+
+
+class _NotAManifest(InputError):
+    """A manifest is damaged: an older checkpoint can take its place."""
 
 
 class Manifest(Record):
@@ -176,8 +182,8 @@ class Checkpoints:
     def called(self, name: str) -> tuple[Path, Manifest]:
         """The one of that name, which another rank has found whole. Raises InputError: it is not any more."""
         uri = join(self.uri, name)
-        saved = self._read(join(uri, MANIFEST))
-        if saved is None or (folder := self._fetch(saved)) is None:
+        saved = Saved(uri, self._manifest(join(uri, MANIFEST)))
+        if (folder := self._fetch(saved)) is None:
             raise InputError(f"{uri} was whole a moment ago and is not any more")
         return folder, saved.manifest
 
@@ -198,23 +204,29 @@ class Checkpoints:
         """
         names = (entry.uri.removeprefix(self.uri.rstrip("/") + "/") for entry in self.store.list(self.uri))
         for name in sorted(filter(_MANIFEST_NAME.fullmatch, names), reverse=True):
-            if (saved := self._read(join(self.uri, name))) is not None:
-                yield saved
+            uri = join(self.uri, name)
+            with suppress(NotFound):
+                try:
+                    yield Saved(uri.removesuffix(f"/{MANIFEST}"), self._manifest(uri))
+                except _NotAManifest as error:
+                    logging.get().warning("not a manifest; passed over", uri=uri, because=str(error))
 
-    def _read(self, uri: str) -> Saved | None:
-        """Read the manifest at a URI; return None if it is missing or damaged.
+    def _manifest(self, uri: str) -> Manifest:
+        """Read a manifest.
 
         Raises:
+            _NotAManifest: It has another shape.
             InputError: It contains a file name that leaves its checkpoint.
         """
-        try:
-            return Saved(uri.removesuffix(f"/{MANIFEST}"), Manifest.model_validate_json(self.store.read(uri)))
-        except NotFound:
-            return None
-        except ValidationError as error:
-            refuse_names(error, uri)
-            logging.get().warning("not a manifest; passed over", uri=uri, because=error.errors()[0]["msg"])
-            return None
+
+        def attempt() -> Manifest:
+            try:
+                return Manifest.model_validate_json(self.store.read(uri))
+            except ValidationError as error:
+                refuse_names(error, uri)
+                raise _NotAManifest(f"{uri} is not a manifest: {error.errors()[0]['msg']}") from None
+
+        return confirmed(uri, attempt)
 
     def _fetch(self, saved: Saved) -> Path | None:
         """The checkpoint on this disk, each file held against its digest; None where one does not hold."""
@@ -223,26 +235,29 @@ class Checkpoints:
         folder = self.scratch / saved.uri.rpartition("/")[2]
         folder.mkdir(parents=True, exist_ok=True)
         for file in saved.manifest.files:
-            local, fault = local_path(folder, file.name, join(saved.uri, MANIFEST)), None
+            local = local_path(folder, file.name, join(saved.uri, MANIFEST))
             if local.exists() and file_digest(local) == file.sha256:
                 continue  # another rank of this pod has fetched it
             try:
-                self.store.download(join(saved.uri, file.name), local)
-            except NotFound:
-                fault = "it is missing"
-            else:
-                if (size := local.stat().st_size) != file.size:
-                    fault = f"{size} bytes, not {file.size}"
-                elif file_digest(local) != file.sha256:
-                    fault = "its digest is not the manifest's"
-            if fault:
+                confirmed(saved.uri, partial(self._fetch_file, saved, file, local))
+            except InputError as error:
                 logging.get().warning(
-                    "a damaged checkpoint is passed over", uri=saved.uri, file=file.name, because=fault
+                    "a damaged checkpoint is passed over", uri=saved.uri, file=file.name, because=str(error)
                 )
                 shutil.rmtree(folder)
                 return None
         self._local[step] = folder
         return folder
+
+    def _fetch_file(self, saved: Saved, file: File, local: Path) -> None:
+        try:
+            self.store.download(join(saved.uri, file.name), local)
+        except NotFound:
+            raise NotFound("it is missing") from None
+        if (size := local.stat().st_size) != file.size:
+            raise InputError(f"{size} bytes, not {file.size}")
+        if file_digest(local) != file.sha256:
+            raise InputError("its digest is not the manifest's")
 
     def _delete_old(self, saved_step: int) -> None:
         """In storage, where keys may not allow it, below the step that was just saved; with what killed uploads left.
@@ -295,11 +310,8 @@ def read_state(path: Path) -> Any:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """safetensors.save_file for tensors on any device, with a full disk told from other faults."""
-    try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata)
-    except SafetensorError as error:
-        raise disk_error(error) from None
+    """Save tensors of any device with safetensors."""
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -308,14 +320,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             names = list(stored.keys())
             return {name: stored.get_tensor(name) for name in names}, stored.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path.name}: not a whole safetensors file: {error}") from None
-
-
-def disk_error(error: SafetensorError) -> Exception:
-    """safetensors hides the system's error number in its text (28: no space, 122: quota)."""
-    if "os error 28" in str(error) or "os error 122" in str(error):
-        return TemporaryError(f"no room left on the disk: {error}; free some or point TMPDIR elsewhere")
-    return error
+        raise unreadable(f"{path.name}: not a whole safetensors file", error) from None
 
 
 def _flatten(value: Any, tensors: dict[str, Tensor], seen: dict[int, str]) -> Any:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import distributed
 
 from vcot import __version__, logging
@@ -23,7 +22,6 @@ from vcot.settings import Settings
 from vcot.stage import summary
 from vcot.storage import join, put_folder
 from vcot.tokens import Encoder
-from vcot.training.checkpoints import disk_error
 from vcot.training.engine import means_of_rewards, reward_note, trained
 from vcot.training.setup import TrainResult
 
@@ -80,15 +78,12 @@ def write_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = result.model
-    try:
-        if hasattr(model, "peft_config"):
-            save_adapter(model, folder)
-        else:
-            if result.compute == torch.bfloat16:
-                model.to(torch.bfloat16)
-            model.save_pretrained(str(folder), is_main_process=first)
-    except SafetensorError as error:
-        raise disk_error(error) from None
+    if hasattr(model, "peft_config"):
+        save_adapter(model, folder)
+    else:
+        if result.compute == torch.bfloat16:
+            model.to(torch.bfloat16)
+        model.save_pretrained(str(folder), is_main_process=first)
     if not first:
         return
     write_generation_config(folder, folder)

@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import AutoProcessor
 
 from vcot import logging
@@ -28,7 +27,6 @@ from vcot.tokens import Encoder, is_processor_file
 from vcot.tokens.encoder import check_contract
 from vcot.training.agreement import Agreement, TunedModel, check_merged
 from vcot.training.asking import REPLY_TOKENS, Question
-from vcot.training.checkpoints import disk_error
 
 OWN_OF_A_MODEL = {"config.json", "contract.json"}
 """Among the processor's files, those that belong to the weights."""
@@ -57,10 +55,7 @@ def merged_folder(
     """
     if questions:
         _demand_memory(base, dtype, len(questions))
-    try:
-        merged = merge_adapter(base, adapter, out)
-    except SafetensorError as error:
-        raise disk_error(error) from None
+    merged = merge_adapter(base, adapter, out)
     logging.get().info("merged", layers=merged.layers, mib=merged.size >> 20, rounded=round(merged.rounded, 4))
     _lay_processor(base, adapter, encoder, out)
     said: dict[str, Any] = {"layers": merged.layers, "rounded": merged.rounded}
