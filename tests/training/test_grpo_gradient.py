@@ -15,11 +15,13 @@ from torch import Tensor
 
 from tests.training.toy import *  # noqa: F403  (fixtures)
 from tests.training.toy import in_rounds
+from vcot.models.generation import Generated
 from vcot.models.loading import whole_model
 from vcot.records.rollout import Rollout
 from vcot.training.config import GRPOOptions
 from vcot.training.engine import trained
 from vcot.training.grpo import RewardedTrainer, learn_from_rewards
+from vcot.training.rounds import drawn_here
 
 TINY = 1e-4
 """Added to a standard deviation before it divides."""
@@ -30,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "advantages not scaled": {"scale_rewards": "none"},
     "advantages scaled by the batch": {"scale_rewards": "batch"},
     "rewards normalized one by one": {"multi_objective_aggregation": "normalize_then_sum"},
-    "ratio of the sequence": {"loss_type": "grpo", "importance_sampling_level": "sequence"},
+    "ratio of the sequence": {"loss_type": "grpo", "importance_sampling_level": "sequence", "beta": 0.1},
 }
 
 
@@ -146,7 +148,7 @@ def test_grpo_gradient_equals_the_hand_computation(
 ) -> None:
     """In two updates from the same replies: with ratios of 1, and with ratios beyond both clip ranges."""
     options = GRPOOptions(
-        num_generations=3, questions_per_step=2, max_completion_length=6, redraws=0, rewards=REWARDS, num_iterations=2,
+        num_generations=3, questions_per_step=2, max_completion_length=9, redraws=0, rewards=REWARDS, num_iterations=2,
         temperature=2.0, epsilon=0.05, epsilon_high=0.08, max_malformed=1.0, max_cut_off=1.0, **CASES[name],
     )  # fmt: skip
     batches: list[dict[str, Any]] = []
@@ -166,6 +168,7 @@ def test_grpo_gradient_equals_the_hand_computation(
         ]
         replies = [reply for batch in rows for reply in batch]
         batches.clear()
+        assert len({len(reply.ids) for reply in replies}) == 3
         expected = advantages(replies, options)
         ours = torch.autograd.grad(loss_by_hand(rows, options), list(parameters.values()), allow_unused=True)
         ours = [torch.zeros_like(a) if b is None else b for a, b in zip(theirs, ours, strict=True)]
@@ -177,10 +180,18 @@ def test_grpo_gradient_equals_the_hand_computation(
         steps.append((apart / length, off, length, high and low))
         return norm(trainer, model, grad_norm)
 
+    def draw_of_other_lengths(*arguments: Any, **more: Any) -> list[list[Generated]]:
+        """Cut after 4, 6 and 8 tokens: of replies of one length, most averages are the same."""
+        return [
+            [Generated(reply.ids[: 4 + 2 * n], reply.logprobs[: 4 + 2 * n], False) for n, reply in enumerate(group)]
+            for group in drawn_here(*arguments, **more)
+        ]
+
+    monkeypatch.setattr("vcot.training.grpo.drawn_here", draw_of_other_lengths)
     monkeypatch.setattr(RewardedTrainer, "_compute_loss", record)
     monkeypatch.setattr(RewardedTrainer, "_get_grad_norm", compare)
     in_rounds(
-        learn_from_rewards, options, toy_base, toy_encoder, tmp_path, batch_tokens=330, max_steps=2,
+        learn_from_rewards, options, toy_base, toy_encoder, tmp_path, batch_tokens=200, max_steps=2,
         learning_rate=2e-2, warmup_steps=0, max_grad_norm=0, optim="adamw_torch_fused", save_steps=50,
     )  # fmt: skip
     assert len(steps) == 2
