@@ -63,6 +63,7 @@ def test_a_sample_that_convert_wrote_comes_back_as_it_was(scene: Given) -> None:
     [
         ({"evidence": [{"label": "cup", "boxes": [[30, 2, 1, 40]]}]}, "box-inverted"),
         ({"evidence": [{"label": "cup", "boxes": [[1, 2, 300, 40]]}]}, "box-outside"),
+        ({"evidence": [{"label": "cup", "boxes": [[0.1, 0.2, 0.3, 0.4]]}]}, "box-too-small"),
         ({"evidence": [{"label": "cup", "boxes": []}]}, "no-box"),
         ({"evidence": [{"label": "cup"}]}, "wrong-shape"),
         ({"evidence": 7}, "wrong-shape"),

@@ -168,7 +168,7 @@ def _joined(first: Trace, second: Trace) -> Trace:
 
 
 def _checked(text: str) -> str:
-    """Return a text. Raises Refused: places or markup are left in it that nobody has read."""
+    """Return a text. Raises Refused: it still holds places or markup."""
     if (place_ := _UNREAD.search(text)) is not None:
         raise Refused(
             Reason.BOX_NOTATION,
