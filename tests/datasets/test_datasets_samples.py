@@ -513,3 +513,11 @@ def test_hostile_replies_take_linear_time(piece: str) -> None:
             with contextlib.suppress(Refused):
                 read(text)
         assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(("angle", "is_read"), [("30", False), ("-0.5", False), ("0", True), ("0.0", True)])
+def test_rotated_boxes_in_replies_are_refused(scene: Given, angle: str, is_read: bool) -> None:
+    row = messages(f'[{{"bbox_2d": [100, 200, 300, 400], "label": "cup", "rotation": {angle}}}]')
+    result = scene.outcome("samples", row, frame="thousandths")
+    assert isinstance(result, Sample) is is_read
+    assert is_read or "a box is rotated; replace it by the upright box" in detail(result)
