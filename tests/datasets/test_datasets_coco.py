@@ -408,6 +408,7 @@ def test_refcoco_expressions_are_answered_by_pointing(garden: Given) -> None:
         ({"bbox": "none"}, "box-malformed"),
         ({"bbox": [285.04, 23.29]}, "box-malformed"),
         ({"bbox": [285.04, 23.29, 724.78, 146.4]}, "box-outside"),
+        ({"bbox": [0.44, 0.05, 0.66, 0.34]}, "box-too-small"),
         ({"width": 427, "height": 640}, "image-size-differs"),
         ({"img_path": "COCO_train2014_000000000001.jpg"}, "image-missing"),
         ({"split": "dev"}, "wrong-shape"),

@@ -63,6 +63,7 @@ def test_a_sample_that_convert_wrote_comes_back_as_it_was(scene: Given) -> None:
     [
         ({"evidence": [{"label": "cup", "boxes": [[30, 2, 1, 40]]}]}, "box-inverted"),
         ({"evidence": [{"label": "cup", "boxes": [[1, 2, 300, 40]]}]}, "box-outside"),
+        ({"evidence": [{"label": "cup", "boxes": [[0.1, 0.2, 0.3, 0.4]]}]}, "box-too-small"),
         ({"evidence": [{"label": "cup", "boxes": []}]}, "no-box"),
         ({"evidence": [{"label": "cup"}]}, "wrong-shape"),
         ({"evidence": 7}, "wrong-shape"),
@@ -512,3 +513,11 @@ def test_hostile_replies_take_linear_time(piece: str) -> None:
             with contextlib.suppress(Refused):
                 read(text)
         assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(("angle", "is_read"), [("30", False), ("-0.5", False), ("0", True), ("0.0", True)])
+def test_rotated_boxes_in_replies_are_refused(scene: Given, angle: str, is_read: bool) -> None:
+    row = messages(f'[{{"bbox_2d": [100, 200, 300, 400], "label": "cup", "rotation": {angle}}}]')
+    result = scene.outcome("samples", row, frame="thousandths")
+    assert isinstance(result, Sample) is is_read
+    assert is_read or "a box is rotated; replace it by the upright box" in detail(result)

@@ -85,7 +85,7 @@ def report(evidence):
 def test_the_figures_are_those_of_the_replies(report):
     assert report["samples"] == {
         "split": "test", "rows": 48, "images": 24, "by_text": 0, "boxes": 36, "annotated": 48, "absent": 12,
-        "left_out": 0, "training_rows": 12,
+        "left_out": 0, "training_rows": 12, "stored": {},
     }  # fmt: skip
     results, change = figures_of(report, "results"), figures_of(report, "differences")["after-before"]["accuracy_at_50"]
     found = {key: each["accuracy_at_50"]["value"] for key, each in results.items()}

@@ -143,3 +143,19 @@ def test_a_row_about_a_link_has_what_it_leads_to_or_a_reason(tmp_path: Path, row
     (refused,) = rejections(str(tmp_path / "run"))
     assert refused.reason.value == "image-unsupported"
     assert "that leads from link to link" in refused.detail
+
+
+def test_convert_takes_another_archive_after_a_failed_attempt(tmp_path: Path, rows: Given) -> None:
+    """The first attempt indexed its archive, and found no row in its input."""
+    settings = {"num_shards": 1, "max_rejected_share": 0.1}
+    for name, top in (("wrong", "cot_image_data/dude"), ("right", "cot_image_data")):
+        (tmp_path / f"{name}.tar").write_bytes(archive_of(rows.images, top))
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(InputError, match="there is not one row in it"):
+        convert(
+            str(tmp_path / "run"), input_uri=tmp_path / "empty.jsonl", images_uri=tmp_path / "wrong.tar", **settings
+        )
+    kept = convert(
+        str(tmp_path / "run"), input_uri=rows.folder / "rows.jsonl", images_uri=tmp_path / "right.tar", **settings
+    )
+    assert len(kept) == 29

@@ -164,7 +164,9 @@ def sample(row: Row, context: ConversionContext[CocoOptions]) -> Sample:
     entry, kind, category = said["image"], said["kind"], said["category"]
     path = entry.get("file_name")
     if not isinstance(path, str) or not path:
-        raise Refused(Reason.WRONG_SHAPE, f"file_name of image {entry.get('id')!r} is {path!r:.60}")
+        hint = "; it has a coco_url, as in LVIS: write its path below --images-uri into file_name"
+        detail = f"file_name of image {entry.get('id')!r} is {path!r:.60}{hint if 'coco_url' in entry else ''}"
+        raise Refused(Reason.WRONG_SHAPE, detail)
     image = context.images.find(said["folder"] + path)
     check_size((entry.get("width"), entry.get("height")), image)
     boxes = tuple(dict.fromkeys(_box(written, image, context) for written in said["boxes"]))

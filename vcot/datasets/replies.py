@@ -34,6 +34,7 @@ _UNREAD = re.compile(
     rf"""|["'](?:x1|xmin|x_min|left)["']\s*:|["']x["']\s*:{_NUMBER}|{_FOUR}|{_PAIR}\s*+(?:,\s*+)?{_PAIR}""",
     re.IGNORECASE,
 )
+_ROTATED = re.compile(r"""["'](?:rotation|angle)["']\s*+:\s*+-?[\d.]*+""")
 _LEFT_MARKUP = re.compile(r"</?(?:think(?:ing)?|thought|answer|summary|caption|reasoning|conclusion)>", re.IGNORECASE)
 _THOUGHT = re.compile(r"(.*)</(?:think|thinking|thought)>", re.IGNORECASE | re.DOTALL)
 _THINK_TAG = re.compile(r"</?(?:think|thinking|thought)>", re.IGNORECASE)
@@ -135,6 +136,8 @@ def read_trace(text: str, image: Image, spec: FrameSpec) -> Trace:
         )
     for box in parsed.boxes:
         check_pixels(box)
+    if parsed.boxes and any(found[0].rpartition(":")[2].strip(" -0.") for found in _ROTATED.finditer(text)):
+        raise Refused(Reason.BOX_NOTATION, "a box is rotated; replace it by the upright box around it")
     parts = parsed.trace.parts
     if parsed.boxes:
         cleaned = (_FENCE.sub("", part) if isinstance(part, str) else part for part in parts)
@@ -168,7 +171,7 @@ def _joined(first: Trace, second: Trace) -> Trace:
 
 
 def _checked(text: str) -> str:
-    """Return a text. Raises Refused: places or markup are left in it that nobody has read."""
+    """Return a text. Raises Refused: it still holds places or markup."""
     if (place_ := _UNREAD.search(text)) is not None:
         raise Refused(
             Reason.BOX_NOTATION,
