@@ -26,8 +26,8 @@ MOST_STOPS = 4
 MOST_MESSAGES = 1000
 MOST_PARTS = 4096
 """Texts and images of all messages."""
-MOST_VALUES = 1 << 20
-"""Braces, brackets and commas in a body. Parsed, each value takes up to a hundred times its bytes."""
+MOST_VALUES = 1 << 18
+"""Braces, brackets and commas in a body. Each may become a value, and each value an error of its own."""
 
 ONLY = {
     "top_p": (1,), "top_k": (-1, 0), "min_p": (0,), "frequency_penalty": (0,), "presence_penalty": (0,),
