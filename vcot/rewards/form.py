@@ -12,8 +12,8 @@ from vcot.records.rollout import Rollout
 from vcot.rewards import reward
 
 FEW = 5
-"""Most boxes of a reply if none are annotated. No reward knows there which boxes are right, so a long list must earn less
-than one box."""
+"""Most boxes of a reply if none are annotated. No reward knows there which boxes are right, so a long list must earn
+less than one box."""
 MOST = 50
 """Larger numbers as an answer, such as a year or a price, are taken for no count of boxes."""
 
