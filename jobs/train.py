@@ -124,7 +124,7 @@ class TrainSettings(TrainingConfig, Settings):
         return self.input_uri or f"{self.run_uri.rstrip('/')}/tokenize"
 
     def validate_files(self) -> None:
-        """Refuse what the start would refuse, as far as the inputs are there already; other facts come later."""
+        """Check what the start checks, with the facts that are known now."""
         from vcot.records.shards import DONE, TOKENIZE, read_marker
         from vcot.storage import Store, join
 
@@ -183,7 +183,7 @@ def check_settings(settings: TrainSettings, world: World, source: StageMarker[Re
     """
     facts = StartFacts(
         ranks=world.size,
-        on_gpu=settings.device != "cpu" and world.gpus > 0,
+        on_gpu=settings.device == "cuda" or (settings.device == "auto" and world.gpus > 0),
         roles=None if source is None else source.metadata.contract.roles,
     )
     check_start(settings, METHODS[settings.method].options.from_settings(settings), facts)
@@ -192,8 +192,8 @@ def check_settings(settings: TrainSettings, world: World, source: StageMarker[Re
 
 
 def _may_hold(store: Store, uri: str) -> bool:
-    """Return whether an object is there, as far as --check can ask: without keys in the environment S3 is not asked, as
-    looking for others takes seconds."""
+    """Return whether an object exists, as far as --check can see. It sends no request to S3 without keys in the
+    environment: boto3 would search for others for seconds."""
     keys = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI")
     return ("://" not in uri or any(name in os.environ for name in keys)) and store.stat(uri) is not None
 

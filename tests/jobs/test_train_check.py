@@ -72,6 +72,9 @@ RULES: dict[str, tuple[str, list[str], dict[str, str], str]] = {
     "fsdp with one rank": (
         "plain", ["--tune", "lora", "--parallel", "fsdp"], NO_GPU, "--parallel fsdp divides a model among",
     ),
+    "8-bit optimizer, GPUs elsewhere": (
+        "plain", [*FULL_IN_8_BITS, "--device", "cuda", "--nproc-per-node", "2"], NO_GPU, "--optim=adamw_8bit cannot",
+    ),
     "more ranks than GPUs": ("plain", ["--nproc-per-node", "9"], EIGHT, "9 ranks and 8 GPUs: each rank needs one"),
     "no number of pods": ("plain", [], NO_GPU | {"PET_NNODES": "1:4"}, "PET_NNODES=1:4: a number from 1 on"),
     "questions that cannot be divided": (

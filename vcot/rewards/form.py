@@ -12,8 +12,8 @@ from vcot.records.rollout import Rollout
 from vcot.rewards import reward
 
 FEW = 5
-"""Boxes of a reply where none are annotated: no reward can tell there which of them are right, so a list of boxes must
-not earn what one box earns."""
+"""Most boxes of a reply if none are annotated. No reward knows there which boxes are right, so a long list must earn
+less than one box."""
 MOST = 50
 """Larger numbers as an answer, such as a year or a price, are taken for no count of boxes."""
 
@@ -22,7 +22,7 @@ class Rule(StrEnum):
     """What is asked of the form of a reply, in the order of the reply."""
 
     REASONING = "has_reasoning"
-    MENTION = "mentions_a_place"  # how many boxes are right: _allowed_boxes
+    MENTION = "mentions_a_place"  # with as many boxes as _allowed_boxes returns
     TAGS = "every_tag_and_box_is_well_formed"
     ONE_THINK_BLOCK = "at_most_one_think_block"  # <think>…</think> may stand around the reasoning
     ONE_ANSWER = "states_one_answer"
@@ -63,7 +63,7 @@ def _allowed_boxes(sample: Sample) -> range:
     """Return the numbers of boxes that a reply may have.
 
     None without an image. At least one, unless the evidence is annotated as absent. At most FEW, or as many as the
-    answer counts, where no boxes are annotated; else the reward `boxes` sets the price of each.
+    answer counts, if no boxes are annotated; otherwise the reward `boxes` sets the price of each.
     """
     if sample.image is None:
         return range(1)

@@ -18,13 +18,13 @@ from vcot.training.config import GFNOptions, GRPOOptions, RolloutOptions, Traini
 
 @dataclass(frozen=True)
 class StartFacts:
-    """What is known of a training before its first step; None: not known yet.
+    """Facts about a training that are known before its first step; None: unknown.
 
     Attributes:
         ranks: processes that train together.
         on_gpu: each of them computes on a GPU.
         roles: turns of the examples' replies (tokenize --roles).
-        longest: tokens of the longest example that is asked.
+        longest: tokens of the longest example.
         context_length: tokens that the base reads.
     """
 
@@ -56,7 +56,7 @@ def _fine_tuning_rules(config: TrainingConfig, options: Options | None, facts: S
             "--parallel fsdp divides a model among several ranks, and there is one; leave it out, or start more "
             "(--nproc-per-node, PET_NNODES)"
         )
-    # Not only where `divides` says so: that depends on the GPU's memory, which nobody knows before a pod has it.
+    # `divides` depends on the GPU's memory, which is unknown before a pod has its GPUs. So auto counts as fsdp.
     may_divide = config.parallel == "fsdp" or (config.parallel == "auto" and facts.on_gpu)
     if ranks is not None and ranks > 1 and may_divide and config.tune == "full" and config.optim != "adamw_torch_fused":
         yield (
