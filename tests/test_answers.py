@@ -65,6 +65,12 @@ def test_an_option_is_recognised_by_its_letter_or_its_text(text: str, option: st
     assert same(text, ["down"], CHOICES) == same(text, ["B"], CHOICES) == (option == "B")
 
 
+def test_letter_of_no_or_many_choices_is_no_error() -> None:
+    assert [letter(text, ()) for text in ("A", "(A) up", "up", "")] == [None] * 4
+    many = [f"thing {n}" for n in range(40)]
+    assert [letter(text, many) for text in ("thing 39", "Z", "thing 1, because it is red")] == [chr(65 + 39), "Z", "B"]
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

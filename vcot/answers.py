@@ -157,6 +157,8 @@ def letter(text: str, choices: Sequence[str]) -> str | None:
     After 2 and 3, the rest of the text must neither claim another option ("or (B)", "(A) (B)", "A. down" where "down"
     is B) nor deny this one ("A, not red", "A is wrong"). Other options in an explanation are allowed.
     """
+    if not choices:
+        return None
     plain = bare(text)
     for exact in (text, plain):
         if (place := _exact_choice(exact, choices)) is not None:
