@@ -99,6 +99,14 @@ def test_refusals_say_what_would_be_right(scene: Given, changed: dict[str, Any],
     assert detail(scene.outcome("samples", OURS | changed)) == said
 
 
+@pytest.mark.parametrize("row", [OURS, messages("2"), talk(("human", "?"), ("gpt", "2"), image="a.png")])
+def test_row_id_holds_no_credentials(scene: Given, row: dict[str, Any]) -> None:
+    ids = [f"https://me:hunter2{n}@host/{n}.jpg?X-Amz-Signature=abc{n}" for n in (1, 1, 2)]
+    rows = [row | {"id": name, "metadata": {"n": n}} for n, name in enumerate(ids)]
+    found = [result.id for result in scene.outcomes("samples", scene.rows(rows), frame="thousandths")]
+    assert found[::2] == [f"https://***@host/{n}.jpg?X-Amz-Signature=***" for n in (1, 2)]
+
+
 @pytest.mark.parametrize("row", [OURS, messages("2")])
 def test_metadata_of_the_users_own_goes_with_the_row(scene: Given, row: dict[str, Any]) -> None:
     own = {"camera": "north", "night": True, "shutter": 0.5, "note": None}

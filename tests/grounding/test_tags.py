@@ -88,6 +88,7 @@ APART = [("gear", (GEAR,)), ("", (LEVER,))]
         ("<obj>gear</obj> \n, which is at <bbox>[100, 200, 300, 400]</bbox>", ONE),
         ('```json\n[\n  {"label": "gear", "bbox_2d": [100, 200, 300, 400,],},\n]\n```', ONE),
         ("{'bbox_2d': [100, 200, 300, 400], 'label': 'gear'}", ONE),
+        ('{"box_2d": [200, 100, 400, 300], "label": "gear"}', ONE),  # Gemini: y1, x1, y2, x2
         ('{"id": 3, "bbox_2d": "[100, 200, 300, 400]", "label": "gear", "score": 0.5}', ONE),
         ('{"objects": [{"bbox_2d": [100, 200, 300, 400], "label": "gear"}]}', ONE),
         *((f"<ref>gears</ref><box>[100, 200, 300, 400]</box>{between}<box>[350, 180, 500, 250]</box>", TWO)

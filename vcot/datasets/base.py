@@ -27,6 +27,7 @@ from vcot.settings import Options, setting
 from vcot.storage import Store
 from vcot.storage.images import ImageError
 from vcot.storage.images import Reason as ImageReason
+from vcot.uris import redact_credentials
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -375,8 +376,8 @@ def hub_name(row: Row) -> str | None:
 
 
 def given_id(row: Row) -> str | None:
-    """The id that a row gives itself, if any."""
-    return str(row.value.get("id") or "") or None
+    """Return the id in a row, if any, without credentials: it is often the name of the image."""
+    return redact_credentials(str(row.value.get("id") or "")) or None
 
 
 def same_size(said: Mapping[str, Any], image: Image) -> None:
