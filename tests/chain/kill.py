@@ -42,7 +42,7 @@ SMALL: Mapping[str, Mapping[str, str]] = {
         "BATCH_TOKENS": "1024", "GRADIENT_ACCUMULATION_STEPS": "1",
         "SAVE_STEPS": "4", "EVAL_STEPS": "8", "LEARNING_RATE": "1e-3",
     },
-    "evaluate": {"SPLIT": "validation", "MAX_SAMPLES": "6", "MAX_NEW_TOKENS": "24"},
+    "evaluate": {"SPLIT": "validation", "MAX_SAMPLES": "6", "MAX_NEW_TOKENS": "24", "MAX_UNUSABLE_SHARE": "1"},
     "grpo": {
         "METHOD": "grpo", "TUNE": "qlora", "DTYPE": "float32", "LEARNING_RATE": "1e-3", "BETA": "0.01",
         "NUM_GENERATIONS": "4", "QUESTIONS_PER_STEP": "2", "NUM_ITERATIONS": "2", "MAX_COMPLETION_LENGTH": "64",

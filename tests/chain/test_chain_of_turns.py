@@ -71,7 +71,8 @@ def test_two_images_and_two_turns_go_through_all_stages(
     losses = json.loads((run_uri / "train/losses.json").read_text())
     assert all(line["loss"] > 0 for line in losses)
     report = stage(
-        evaluate.EvaluateSettings, evaluate.run, run_uri, dtype="float32", max_new_tokens=3, rows_per_shard=3,
+        evaluate.EvaluateSettings, evaluate.run, run_uri, dtype="float32", max_new_tokens=3, max_unusable_share=1.0,
+        rows_per_shard=3,
         device="cpu",
     )  # fmt: skip
     counted = {name: report["samples"][name] for name in ("split", "rows", "by_text", "left_out")}

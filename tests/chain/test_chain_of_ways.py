@@ -34,7 +34,8 @@ def test_what_is_learned_in_three_ways_is_asked_in_all_of_them(
     assert report["train_samples"] + report["validation_samples"] == rows
     assert report["contract"]["ways"] == ways
     report = stage(
-        evaluate.EvaluateSettings, evaluate.run, run_uri, dtype="float32", max_new_tokens=4, device="cpu",
+        evaluate.EvaluateSettings, evaluate.run, run_uri, dtype="float32", max_new_tokens=4, max_unusable_share=1.0,
+        device="cpu",
         conditions="real",
     )  # fmt: skip
     assert [row["way"] for row in report["ways"]] == ways

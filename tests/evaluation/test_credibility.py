@@ -136,7 +136,7 @@ NAMED: dict[str, tuple[Callable[[Asked, Sample], Answer], str]] = {
     ),
     "thinking": (lambda _, one: Say(f"<think>Hm.</think>{honest(one)}"), "8 of 8 replies (100 %) contain thinking"),
     "repeats": (
-        lambda _, one: Say("There is something at the left. " * 9 + honest(one)), "repeat a sentence 5 times or more"
+        lambda _, one: Say("There is something at the left." * 9 + honest(one)), "repeat a sentence 5 times or more"
     ),
     "plain": (
         lambda _, one: Say(f"It is at [100, 200, 300, 400].\nAnswer: {one.answers[0]}"),

@@ -30,7 +30,13 @@ from vcot.storage.folders import folder_digest
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "examples" / "rehearsal"
 ROWS = 14
-ASK = {"max_new_tokens": 64, "per_device_eval_batch_size": 14, "rows_per_shard": 14, "dtype": "float32"}
+ASK = {
+    "max_new_tokens": 64,
+    "per_device_eval_batch_size": 14,
+    "rows_per_shard": 14,
+    "dtype": "float32",
+    "max_unusable_share": 1.0,
+}
 AGAIN = {"model": "promoted", "conditions": "real"}
 FEW = {"conditions": "real", "max_samples": 2, "max_new_tokens": 12}
 

@@ -32,6 +32,7 @@ DRAWS, ROWS = 4, 12
 ASK: dict[str, Any] = {
     "subject": str(BASE), "conditions": "real", "samples": DRAWS, "temperature": 0.8, "ask": "ground,direct,look-again",
     "max_new_tokens": 64, "per_device_eval_batch_size": 5, "rows_per_shard": 6, "dtype": "float32",
+    "max_unusable_share": 1.0,
 }  # fmt: skip
 
 

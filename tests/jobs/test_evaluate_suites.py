@@ -27,7 +27,8 @@ from vcot.storage import Store, join
 
 BASE = Path(__file__).parents[2] / "examples" / "rehearsal"
 ASK = {
-    "subject": str(BASE), "conditions": "real", "max_new_tokens": 64, "per_device_eval_batch_size": 32,
+    "subject": str(BASE), "conditions": "real", "max_new_tokens": 64, "max_unusable_share": 1.0,
+    "per_device_eval_batch_size": 32,
     "dtype": "float32", "split": "test",
 }  # fmt: skip
 

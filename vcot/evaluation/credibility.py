@@ -31,6 +31,8 @@ UNUSABLE = ("never answered", "refused", "empty", "cut off", "unreadable")
 """Kinds of replies without a usable answer, in the order in which they are looked for."""
 NOTABLE = 0.05
 """Share of the replies from which on a peculiarity that leaves the answer usable is named."""
+COMPARED_ROWS = 500
+"""Rows whose boxes are compared with the annotated ones in every notation: enough to tell notations apart."""
 REPEATS = 5
 """Times that a reply has the same sentence before it counts as repeating itself."""
 BYTES_PER_TOKEN = 24
@@ -48,7 +50,7 @@ _REFUSED = ("content_filter", "refusal")
 _OPEN_END = re.compile(r"<[^<>]*>[^<>]*\Z|<[^<>]*\Z")
 _CLOSED_END = re.compile(r"</[^<>]*>[^<>]*\Z")
 _PLAIN_BOX = re.compile(r"[\[(]\s*-?\d+(?:\.\d+)?(?:\s*,\s*-?\d+(?:\.\d+)?){3}\s*[\])]")
-_SENTENCES = re.compile(r"(?<=[.!?>])\s+|\n+")
+_SENTENCES = re.compile(r"(?<=[.!?])\s*|\n+")
 _THINKING = re.compile(r"</think>", re.IGNORECASE)
 
 
@@ -164,13 +166,18 @@ def _row(way: Way, condition: Condition, replies: Sequence[Reply]) -> dict[str, 
 def _fit(
     pairs: Sequence[tuple[Sample, Reply]], frame: FrameSpec, sent: Mapping[str, tuple[int, int]]
 ) -> NotationComparison | None:
-    """Return how well boxes fit in other notations than the declared one; None if no row has boxes to compare."""
+    """Return how well the first boxes of replies fit in other notations than the declared one.
+
+    Returns None if no row has boxes to compare.
+    """
     rows = [
-        NumberedRow(numbers_of(reply.completion.text), boxes, (image.width, image.height), sent.get(sample.id))
+        NumberedRow(
+            numbers_of(reply.completion.text)[: len(boxes)], boxes, (image.width, image.height), sent.get(sample.id)
+        )
         for sample, reply in pairs
         if (image := sample.image) is not None and (boxes := sample.true_boxes)
     ]
-    found = compare_notations(rows, frame)
+    found = compare_notations(rows[:COMPARED_ROWS], frame)
     return found if found.boxes else None
 
 
