@@ -161,6 +161,11 @@ def test_an_error_in_one_process_is_told_and_ends_the_others(tmp_path: Path) -> 
     assert time.monotonic() - begun < 59
 
 
+def test_a_process_without_memory_ends_the_stage_for_now(tmp_path: Path) -> None:
+    with pytest.raises(TemporaryError, match="^not enough memory"), Workers(2, tmp_path, os.getpid) as some_:
+        some_.map(bytearray, [(0,), (1 << 62,)])
+
+
 def test_a_process_that_is_killed_is_told(tmp_path: Path) -> None:
     said = "was killed, perhaps for want of memory: --processes 1 needs less"
     with pytest.raises(TemporaryError, match=said), Workers(2, tmp_path, os.getpid) as some_:

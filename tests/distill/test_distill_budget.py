@@ -59,7 +59,7 @@ def test_two_processes_never_take_more_than_there_is_and_what_comes_back_can_be_
 def test_entry_that_is_none_is_told_by_name(tmp_path: Path) -> None:
     (tmp_path / "_budget").mkdir()
     (tmp_path / "_budget" / "0000000001.json").write_text("{}")
-    with pytest.raises(InputError, match=r"0000000001\.json is not an entry of a budget"):
+    with pytest.raises(InputError, match=r"0000000001\.json is damaged"):
         taken(tmp_path)
 
 

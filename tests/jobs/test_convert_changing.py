@@ -68,7 +68,7 @@ def replaced(uri: str, data: bytes) -> None:
         os.utime(uri.removeprefix("file://"), ns=(1, 1))  # a disk's clock may stand still for some milliseconds
 
 
-BEGAN = "{uri} has changed since this stage began; use another run name"
+BEGAN = "{uri} has changed since this stage began; use another run name (read 3 times)"
 
 
 @pytest.mark.parametrize(
@@ -78,11 +78,12 @@ BEGAN = "{uri} has changed since this stage began; use another run name"
         ("rows.jsonl", None, {"limit": 2}, BEGAN),  # also where the end of the file is not read
         *(  # with --ingest, which reads images once more than the look at all rows
             ("images/vsr/1.png", data, {"ingest": True},
-             "{uri} has changed since this stage first looked at it; use another run name")
+             "{uri} has changed since this stage first looked at it; use another run name (read 3 times)")
             for data in (png(90, 70, comment="another"), b"no image")
         ),
         ("images.tar", tar({f"cot_image_data/vsr/{n}.png": png(90, 70, comment="new") for n in range(3)}),
-         {"ingest": True}, "{uri}: changed while it was read; the index of {uri} is of what it was before"),
+         {"ingest": True},
+         "{uri}: changed while it was read; the index of {uri} is of what it was before (read 3 times)"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("place", PLACES, indirect=True)
@@ -117,7 +118,9 @@ def test_instances_of_coco(place: str, given: Given) -> None:
     store.upload(local, uri)
     context = given.context("coco", uri)
     replaced(uri, Path(instances(given, ONE_AND_TWO[:1])).read_bytes())
-    with pytest.raises(Changed, match=f"^{uri} has changed since this stage began; use another run name$"):
+    with pytest.raises(
+        Changed, match=f"^{uri} has changed since this stage began; use another run name \\(read 3 times\\)$"
+    ):
         next(coco.rows(context))
 
 
