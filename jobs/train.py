@@ -128,6 +128,7 @@ class TrainSettings(TrainingConfig, Settings):
         from vcot.records.shards import DONE, TOKENIZE, read_marker
         from vcot.storage import Store, join
 
+        super().validate_files()
         store, source, about = Store(), None, None
         with suppress(VcotError):  # storage may be out of reach here
             if _may_hold(store, join(self.source_uri, DONE)):
