@@ -135,7 +135,15 @@ def test_check_passes_what_starts(flags: list[str], variables: dict[str, str], m
 
 
 def test_check_of_train_loads_no_torch_in_two_seconds(tokenized_run: Path, tmp_path: Path) -> None:
-    words = ["--run-uri", str(tokenized_run), "--base-uri", "s3://bucket/base", "--from-uri", adapter(tmp_path / "a"), *FULL_IN_8_BITS]
+    words = [
+        "--run-uri",
+        str(tokenized_run),
+        "--base-uri",
+        "s3://bucket/base",
+        "--from-uri",
+        adapter(tmp_path / "a"),
+        *FULL_IN_8_BITS,
+    ]
     here = {name: value for name, value in os.environ.items() if not name.startswith(("VCOT_", "PET_"))} | EIGHT
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was loaded')\n")
     here["PYTHONPATH"] = str(tmp_path)
