@@ -105,6 +105,27 @@ def test_input_bytes_that_are_bad_once_end_for_now(faulty_place: FaultyPlace, fo
     assert made(join(place, "run")) == made(join(place, "healthy"))
 
 
+@pytest.mark.parametrize("read", [1, 2])
+def test_bad_read_after_prepare_ends_for_now(faulty_place: FaultyPlace, read: int) -> None:
+    """The first read of the input gives its digest, the second one its rows."""
+    place, proxy = faulty_place.uri, faulty_place.proxy
+    settings = source(place) | {"run_uri": join(place, "run")}
+    stage(**settings | {"run_uri": join(place, "healthy")})
+    stage(**settings, part="prepare")
+    seen: list[int] = []
+
+    def change(answer: Any) -> Any:
+        seen.append(1)
+        return flipped("", at=1).change(answer) if len(seen) == read else answer
+
+    proxy.add(Fault("GET", "rows.jsonl", change, times=99))
+    with pytest.raises(TemporaryError, match=r"^a read of s3://\S+rows\.jsonl was bad.*; run the same command again$"):
+        stage(**settings, part="shards")
+    stage(**settings, part="shards")
+    stage(**settings, part="finish")
+    assert made(join(place, "run")) == made(join(place, "healthy"))
+
+
 def test_what_prepare_left_survives_one_bad_read(faulty_place: FaultyPlace) -> None:
     place, proxy = faulty_place.uri, faulty_place.proxy
     settings = source(place) | {"run_uri": join(place, "run")}

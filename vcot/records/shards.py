@@ -30,7 +30,7 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError
 from typing_extensions import TypeVar
 
 from vcot import __version__, logging
-from vcot.errors import InputError, NotWhole, SettingsError
+from vcot.errors import InputError, NotWhole, SettingsError, TemporaryError, VcotError
 from vcot.records import metadata as of
 from vcot.records.base import Record
 from vcot.records.sample import Rejection, Sample
@@ -258,10 +258,18 @@ class Folder(Generic[ShardMetadata, StageMetadata]):
                 "Use the same settings to go on with it, or another run name to start afresh"
             )
         for name, digest in mine["inputs"].items():
-            if there.inputs.get(name, digest) != digest:
+            if (recorded := there.inputs.get(name, digest)) != digest:
+                if self._is_as_recorded(name, recorded):
+                    raise TemporaryError(f"a read of {name} was bad, a second one is good; run the same command again")
                 raise InputError(f"{name} has changed since {self.uri} was begun; use another run name")
         if there.code != __version__:
             logging.get().warning("begun by another code version", was=there.code, now=__version__)
+
+    def _is_as_recorded(self, uri: str, sha256: str) -> bool:
+        """Return True if an input is a file that has this digest when it is read now."""
+        with suppress(VcotError, OSError):
+            return self.store.digest(uri) == sha256
+        return False
 
     def whole(self, settings: Settings, inputs: Mapping[str, str]) -> StageMarker[ShardMetadata, StageMetadata] | None:
         """The marker of the whole stage, and a line that says so; None where something is left to do.
