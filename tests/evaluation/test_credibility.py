@@ -245,7 +245,9 @@ def a_reply(text: str, finish: str = "stop") -> Reply:
     [
         ("Answer: left", "stop", None),
         ("Answer: left", "length", None),  # it came to its answer
-        ("a <box>[1, 2, 3, 4]</box> and more", "stop", "unreadable"),
+        ("It is somewhere.", "stop", "unreadable"),
+        ("a <box>[1, 2, 3, 4]</box> and more", "stop", None),  # its boxes are compared with the annotated ones
+        ("a <box>[1, 2, 3, 4]</box> and more", "length", "cut off"),
         ("a <box>[1, 2, 3, 4]</box> and <bo", "stop", "cut off"),
         ("", "unanswered", "never answered"),
         ("half", "content_filter", "refused"),

@@ -357,7 +357,7 @@ def test_a_server_that_drops_images_is_named_in_words(
         )  # fmt: skip
         assert all(len(one.images) == 1 for one in teacher.asked)  # it was sent them
     report = json.loads((tmp_path / "run" / "evaluate" / "report.json").read_text())
-    says = "be said to look: it gives the same reply to a blank image in 8 of 8 rows"
+    says = "be shown to look: it gives the same reply to a blank image in 8 of 8 rows"
     assert any(sentence.startswith(says) for sentence in report["verdict"]["cannot"]) == told
 
 

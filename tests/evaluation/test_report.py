@@ -171,7 +171,7 @@ def test_the_summary_says_what_it_can_and_what_it_cannot(report):
 def test_a_model_that_does_as_well_on_blank_images_is_not_said_to_see(evidence):
     summary = made(evidence, replies=evidence.replies | {"subject-blank": evidence.replies["subject-real"]})["verdict"]
     assert summary["can"] == []
-    assert any("be said to look" in line for line in summary["cannot"])
+    assert any("be shown to look" in line for line in summary["cannot"])
     assert any("not shown to come from looking" in line for line in summary["cannot"])
 
 
@@ -332,7 +332,7 @@ def test_answers_from_the_image_count_as_looking(evidence):
     wrong_boxes = tuple(map(moved, evidence.replies["subject-real"][:24], evidence.samples))
     few = discs_only(evidence, **{"subject-real": wrong_boxes})
     summary = made(few)["verdict"]
-    assert not any("be said to look" in line for line in summary["cannot"])
+    assert not any("be shown to look" in line for line in summary["cannot"])
     assert any(
         line.startswith("answer from what the image shows: its answers are right more") for line in summary["can"]
     )
@@ -344,7 +344,7 @@ def test_wrong_images_count_where_blank_ones_are_missing(evidence):
     blind = discs_only(evidence, keys=("subject-real", "subject-shuffled"))
     blind = dataclasses.replace(blind, replies=blind.replies | {"subject-shuffled": blind.replies["subject-real"]})
     summary = made(blind)["verdict"]
-    assert any("be said to look" in line and "than on wrong ones" in line for line in summary["cannot"])
+    assert any("be shown to look" in line and "than on wrong ones" in line for line in summary["cannot"])
 
 
 def test_few_rows_without_a_difference_are_unclear(evidence):

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vcot.evaluation.config import BOXED, Condition, Way
+from vcot.evaluation.metrics import is_unreadable
 from vcot.evaluation.runner import Reply
 from vcot.grounding import FrameSpec
 from vcot.grounding.frames_fit import NotationComparison, NumberedRow, compare_notations
@@ -55,7 +56,7 @@ _THINKING = re.compile(r"</think>", re.IGNORECASE)
 
 
 def unusable_kind(reply: Reply) -> str | None:
-    """Return which of UNUSABLE a reply is; None if an answer could be read."""
+    """Return which of UNUSABLE a reply is; None if it states an answer, or boxes where boxes are annotated."""
     completion = reply.completion
     if completion.finish_reason == "unanswered":
         return "never answered"
@@ -63,9 +64,11 @@ def unusable_kind(reply: Reply) -> str | None:
         return "refused"
     if not completion.text.strip():
         return "empty"
-    if reply.score.answer in ("right", "wrong"):
+    if not is_unreadable(reply.score):
         return None
-    return "cut off" if is_cut_off(completion) else "unreadable"
+    if is_cut_off(completion):
+        return "cut off"
+    return None if reply.score.true_boxes and reply.score.predicted_boxes else "unreadable"
 
 
 def is_cut_off(completion: Completion) -> bool:
@@ -124,7 +127,7 @@ def assess(
             f"The boxes fit the annotated ones in another notation: {notation}. The figures stay as declared; if the "
             "model writes these numbers, declare them (--subject-frame, --native-form) and evaluate again."
         )
-    first = next(row for row in rows if (row["way"], row["condition"]) == (way, "real"))
+    first = _real_images(rows)
     return {
         "unusable_share": round(sum(first["unusable"].values()) / max(first["replies"], 1), 6),
         "rows": rows,
@@ -137,7 +140,7 @@ def assess(
 
 def gates(credibility: Mapping[str, Any], max_unusable_share: float) -> Iterator[dict[str, Any]]:
     """Yield a failed gate for each reason not to believe the figures, in the form of `gates.judge_gates`."""
-    first = credibility["rows"][0]
+    first = _real_images(credibility["rows"])
     if credibility["unusable_share"] > max_unusable_share:
         words = (
             f"{sum(first['unusable'].values()):,} of {plural(first['replies'], 'reply', 'replies')} cannot be used "
@@ -150,6 +153,11 @@ def gates(credibility: Mapping[str, Any], max_unusable_share: float) -> Iterator
         names = _named(credibility["models"])
         words = f"one model answers: the endpoint answered with {names}; no figure belongs to one of them"
         yield {"gate": "one model answers", "passed": False, "words": words}
+
+
+def _real_images(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the row that counts: the real images, asked in the first way."""
+    return next(row for row in rows if row["condition"] == "real")
 
 
 def _row(way: Way, condition: Condition, replies: Sequence[Reply]) -> dict[str, Any]:

@@ -505,7 +505,7 @@ def _compare_with_blank_images(report: Mapping[str, Any], summary: Mapping[str, 
     same: Mapping[str, Any] = next((row for row in report["results"] if row["key"] == "subject-blank"), {})
     if same.get("compared") and same["same_as_real"] >= NEARLY_ALL * same["compared"]:
         summary["cannot"].append(
-            f"be said to look: it gives the same reply to a blank image in {same['same_as_real']:,} of "
+            f"be shown to look: it gives the same reply to a blank image in {same['same_as_real']:,} of "
             f"{same['compared']:,} rows; an endpoint whose server drops images does so, too."
         )
     differences = figures_of(report, "differences")
@@ -534,7 +534,7 @@ def _compare_with_blank_images(report: Mapping[str, Any], summary: Mapping[str, 
             )
         else:
             summary["cannot"].append(
-                f"be said to look: it is not shown to be better on real images than on {images} ones ({figures})."
+                f"be shown to look: it is not shown to be better on real images than on {images} ones ({figures})."
             )
 
 

@@ -79,7 +79,7 @@ class Job:
     reply_tokens: int = 0  # so far, of all draws
 
 
-class Left(Exception):
+class ClientGone(Exception):
     """The client of a request is gone."""
 
 
@@ -98,13 +98,13 @@ class Place:
         self.engine.add(self)
 
     def check_present(self) -> None:
-        """Report progress, and raise Left if the client is gone.
+        """Report progress, and raise ClientGone if the client is gone.
 
         Called between the steps of reading a request.
         """
         self.engine.progress()
         if self.has_left:
-            raise Left
+            raise ClientGone
 
 
 @dataclass(eq=False)

@@ -27,8 +27,8 @@ GRACE = 20.0
 HEAD_TIME = 30.0
 """Seconds in which the head of the first or next request must arrive on a connection; then it is closed."""
 CHARACTERS_PER_TOKEN = 16
-"""A text with more characters than so many for each token of the context is refused before it is tokenized. Real text
-has three to five."""
+"""A text with more characters per token of the context is refused before it is tokenized. Real text has three to
+five."""
 UPLOAD_TIME = 30.0
 """Seconds that a request may take to arrive; it has a place in the queue meanwhile."""
 
@@ -102,8 +102,8 @@ class _Server:
         engine = self.engine
         queue = {"waiting": engine.waiting, "running": engine.running, "limit": engine.queue}
         state = engine.state
-        said = {"status": state, "model": self.model.name, "queue": queue}
-        return web.json_response(said, status=200 if state == "ok" else 503)
+        payload = {"status": state, "model": self.model.name, "queue": queue}
+        return web.json_response(payload, status=200 if state == "ok" else 503)
 
     async def models(self, request: web.Request) -> web.Response:
         name = request.match_info.get("name")

@@ -320,7 +320,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             names = list(stored.keys())
             return {name: stored.get_tensor(name) for name in names}, stored.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise unreadable(f"{path.name}: not a whole safetensors file", error) from None
+        raise unreadable(f"{path.name}: incomplete safetensors file", error) from None
 
 
 def _flatten(value: Any, tensors: dict[str, Tensor], seen: dict[int, str]) -> Any:

@@ -271,7 +271,7 @@ class GRPOOptions(RolloutOptions):
         "dapo", "dapo: every token of a step counts alike; grpo: every reply does, so that long ones count less by the "
         "token; dr_grpo: as dapo, over --max-completion-length; bnpo: as dapo, by the batch; cispo: as dapo, with the "
         "gradient of every token kept and its weight, the probability ratio, limited to 1 + --epsilon-high; sapo: a "
-        "smooth gate in place of clipping, averaged as grpo",
+        "smooth gate instead of clipping, averaged as grpo",
     )  # fmt: skip
     scale_rewards: Literal["group", "batch", "none"] = setting(
         "group", "advantages are divided by the spread in their group, in all groups of a step, or by nothing (Dr. "

@@ -25,7 +25,7 @@ def gpu_bytes() -> int | None:
 def divided(config: TrainingConfig, base: Path, ranks: int) -> bool:
     """Return whether each rank holds only a part of every weight (FSDP2).
 
-    Raises SettingsError: settings that do not go with so many ranks.
+    Raises SettingsError: settings that conflict with the number of ranks.
     """
     check_start(config, None, StartFacts(ranks=ranks, on_gpu=device().type == "cuda"))
     parts = divides(Shapes.read(base), config, ranks=ranks, memory=gpu_bytes())
