@@ -143,7 +143,9 @@ def tuned(world: str, name: str, given: argparse.Namespace) -> Tuned:
     rate = {} if model.learning_rate is None else {"VCOT_TRAIN_LEARNING_RATE": str(model.learning_rate)}
     run("train", folder, *shlex.split(given.train), variables=own["train"] | rate, seed=given.seed, report_to="none")
     flags = ["--probe"] if given.probe and model.way == "ground" else []
-    run("evaluate", folder, "--no-ask-base", *flags, variables=own["evaluate"], samples_uri=rows / "convert")
+    # A model that has not learned to answer is a result, too.
+    flags += ["--no-ask-base", "--max-unusable-share", "1"]
+    run("evaluate", folder, *flags, variables=own["evaluate"], samples_uri=rows / "convert")
     report = json.loads((folder / "evaluate" / "report.json").read_text())
     return Tuned(world, name, folder, report, time.monotonic() - began)
 

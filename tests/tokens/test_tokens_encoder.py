@@ -151,7 +151,11 @@ def test_the_prompt_alone_is_exactly_what_the_example_begins_with(
     processor: Any, mode: str, question: str, before: str, answer: str, instruction: str
 ) -> None:
     coder = encoder(processor, mode=mode, instruction=instruction, max_length=4096)
-    row = sample(question=question or "?", answers=(answer,), reasoning=(Trace((before, *WHERE.parts)),))
+    row = sample(
+        question=question or "?",
+        answers=(answer if answer.strip() else "?",),
+        reasoning=(Trace((before, *WHERE.parts)),),
+    )
     found = example(coder, row)
     prompt = coder.prompts([row], [[PILImage.new("RGB", (320, 240))]])["input_ids"][0].tolist()
     assert list(found.ids[: len(prompt)]) == prompt
