@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from vcot.storage import Store
 
 
+FRAME_FIT = "frame_fit.json"
+"""Figures of the pilot, in the folder of the stage."""
+
+
 @offers("strategy", STRATEGIES)
 class DistillSettings(PromptOptions, VerificationOptions, Settings):
     """Gives reasoning to the rows that lack it; rows that have it, and rows of the test split, pass unchanged.
@@ -172,6 +176,8 @@ def run(settings: DistillSettings) -> None:
                 fit = frame_fit(teacher, folder, settings, rows_of(everything))
                 metadata = metadata.model_copy(update={"frame_fit": fit})
                 folder.begin(settings, inputs)
+                if fit is not None:
+                    store.write_once(join(folder.uri, FRAME_FIT), fit.line())
                 if settings.batch and settings.part in ("all", "prepare"):
                     from vcot.distill.batch import Batches
 
@@ -193,20 +199,18 @@ def run(settings: DistillSettings) -> None:
 def frame_fit(
     teacher: ModelTeacher, folder: Folder, settings: DistillSettings, rows: Iterable[Sample]
 ) -> FrameFit | None:
-    """The figures of the pilot: those of an earlier process of this run, or new ones where this process begins it."""
+    """Return the figures of the pilot, stored or new; None: there was no pilot."""
     from vcot.distill.pilot import check_frame
     from vcot.records.metadata import FrameFit
-    from vcot.storage import join
+    from vcot.storage import NotFound, join, read_json
 
-    uri = join(folder.uri, "frame_fit.json")
-    if folder.store.stat(uri) is not None:
-        return FrameFit.model_validate_json(folder.store.read(uri))
-    if settings.part not in ("all", "prepare"):
-        return None
-    fit = check_frame(teacher, rows, settings.frame_check_rows)
-    if fit is not None:
-        folder.store.write_once(uri, fit.line())
-    return fit
+    try:
+        return read_json(
+            folder.store, join(folder.uri, FRAME_FIT), FrameFit.model_validate, "delete it", recorded=False
+        )
+    except NotFound:
+        is_first = settings.part in ("all", "prepare")
+        return check_frame(teacher, rows, settings.frame_check_rows) if is_first else None
 
 
 @contextmanager

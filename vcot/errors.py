@@ -75,7 +75,7 @@ class NotWhole(VcotError):
 # --- errors of libraries ------------------------------------------------------------------------------
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_UNWELL = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EPIPE}
+_UNWELL = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET}
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "can't start new thread")
 
 
@@ -98,7 +98,8 @@ def foreseen(error: BaseException) -> VcotError | None:
         return TemporaryError(f"no room left on the disk: {text}; free some or point TMPDIR elsewhere")
     if kind == "database":
         return _database(error, text)
-    if kind == "connection" or number in _UNWELL or isinstance(error, ConnectionError):
+    is_network = isinstance(error, ConnectionError) and not isinstance(error, BrokenPipeError)  # as of `… | head`
+    if kind == "connection" or number in _UNWELL or is_network:
         return TemporaryError(f"a connection or a disk failed: {text}; run the same command again")
     if kind == "tensors":
         return InputError(f"a safetensors file cannot be read or written: {text}")

@@ -67,7 +67,7 @@ _SIGNED_NAME = re.compile(
     re.IGNORECASE,
 )
 """A signed query whose address was cut off, or never had a scheme."""
-_CUT_PASSWORD = re.compile(r"(://[^/?#\s@:'\"]+:)(?!\d+(?:[/?#,=]|$))(?<!://arn:)[^\s@,'\"]+")
+_CUT_PASSWORD = re.compile(r"(://[^/?#\s@:'\"]+:)(?!\d+(?:[/?#,=;:.)\]\s'\"]|$))(?<!://arn:)[^\s@,'\"]+")
 """`user:password` of an address that was cut off before its @."""
 _BEFORE_ADDRESS = re.compile(r"([^\s,=]+)@(?=https?://)")
 VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")

@@ -205,7 +205,8 @@ def test_the_last_word_tells_shards_rows_and_what_was_kept(tmp_path: Path, monke
 
 @pytest.mark.parametrize("stage", ["convert", "distill", "tokenize", "evaluate"])
 def test_rejection_hides_credentials_of_any_stage(stage: str) -> None:
-    text = "s3://me:hunter2/x@bucket/a.jpg: missing; the port of http://host:8000/v1 and s3://arn:aws:s3:us stay"
+    ports = "http://127.0.0.1:9000 is busy; (http://host:80) 'http://host:81': http://host:82; http://host:83."
+    text = f"s3://me:hunter2/x@bucket/a.jpg: missing; http://host:8000/v1 and s3://arn:aws:s3:us stay; {ports}"
     rejection = Rejection(id="1", stage=stage, reason=Reason.IMAGE_MISSING, detail=text, said=(text,))
     assert rejection.detail == rejection.said[0] == text.replace("me:hunter2/x", "***")
 
@@ -231,6 +232,14 @@ def test_a_run_goes_on_after_one_bad_read(faulty_place: FaultyPlace, fault: str)
     marker = run(folder)
     assert (len(marker.shards), marker.row_counts.rows) == (3, 10)
     assert faulty_place.proxy.faults[0].times == 0
+
+
+def test_settings_are_compared_after_a_stale_404(faulty_place: FaultyPlace) -> None:
+    folder = cast(Any, faulty_place.uri)
+    run(folder, part="shards")
+    faulty_place.proxy.add(missing("settings.json"))
+    with pytest.raises(SettingsError, match="belongs to a run with other settings"):
+        run(folder, upto=9)
 
 
 def test_a_finish_awaits_markers_that_are_late(faulty_place: FaultyPlace) -> None:

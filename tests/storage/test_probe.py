@@ -280,6 +280,25 @@ def test_a_busy_store_is_not_called_unsafe(odd_server, requests, capsys):
     assert "FAIL" not in capsys.readouterr().out
 
 
+def test_one_failed_writer_ends_the_race(odd_server, monkeypatch):
+    """The others wait for it at the start of the race."""
+    head, failed = OddHandler.do_HEAD, []
+
+    def fail_once(self: OddHandler) -> None:
+        if "/one-winner/" in self.path and not failed:
+            failed.append(self.path)
+            self.answer(403)
+        else:
+            head(self)
+
+    monkeypatch.setattr(OddHandler, "do_HEAD", fail_once)
+    begun = time.monotonic()
+    found = {guarantee.name: guarantee for guarantee in probe(Store(), "s3://vcot/x")}
+    assert failed
+    assert not found["one-winner"].holds
+    assert time.monotonic() - begun < 30
+
+
 def test_a_store_that_refuses_conditions_is_not_said_to_lose_data(odd_server, monkeypatch):
     put = OddHandler.do_PUT
 

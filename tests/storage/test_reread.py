@@ -47,6 +47,19 @@ def test_a_fault_of_every_read_is_reported_with_their_number() -> None:
         confirmed("s3://b/x", lambda: confirmed("s3://b/x", fails(3)))  # an outer check adds no reads
 
 
+def test_local_file_is_read_again_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reread, "_wait", lambda seconds: pytest.fail("waited"))
+    assert confirmed("/a/file", fails(2)) == "good"
+
+
+def test_hopeless_faults_are_read_again_once_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reread, "_in_vain", reread.PAUSES_IN_VAIN)
+    monkeypatch.setattr(reread, "_wait", lambda seconds: pytest.fail("waited"))
+    monkeypatch.setattr(reread, "_close_connections", lambda: pytest.fail("closed the connections of other readers"))
+    with pytest.raises(InputError, match=r"\(read 2 times\)$"):
+        confirmed("s3://b/x", fails(9))
+
+
 def test_an_absent_object_is_awaited_only_where_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reread, "PAUSE", 30)
     begun = time.monotonic()

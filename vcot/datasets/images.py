@@ -405,7 +405,9 @@ def _archive_of(
     uri = join(folder.uri, name)
     if look and (folder.store.stat(uri) is None or not folder.has_begun()):  # a failed attempt may have named another
         made = indexed(chunks, index_uri or join(folder.uri, "archive"), scratch)
-        folder.store.write(uri, made.model_dump_json(indent=1).encode() + b"\n")
+        data = made.model_dump_json(indent=1).encode() + b"\n"
+        if not folder.store.write_once(uri, data) and not folder.has_begun():  # asked twice: a 404 may be out of date
+            folder.store.write(uri, data)
     advice = f"delete {folder.uri} and run again"
     try:
         index = confirmed(uri, lambda: read_index(folder.store, uri, advice))

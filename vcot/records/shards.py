@@ -229,7 +229,7 @@ class Folder(Generic[ShardMetadata, StageMetadata]):
         """
         uri, mine = join(self.uri, "settings.json"), _started_with(settings, inputs)
         if not self.store.write_once(uri, _json(mine | {"all_settings": settings.model_dump(mode="json")})):
-            self.check_settings(settings, inputs)
+            self._confirm(uri, mine, recorded=True)
 
     def has_begun(self) -> bool:
         """Return True if ``settings.json`` exists: the settings of this run are fixed."""
@@ -237,9 +237,11 @@ class Folder(Generic[ShardMetadata, StageMetadata]):
 
     def check_settings(self, settings: Settings, inputs: Mapping[str, str]) -> None:
         """Compare these settings and inputs with ``settings.json``, if there is one. Raises as `begin` does."""
-        uri, mine = join(self.uri, "settings.json"), _started_with(settings, inputs)
         with suppress(NotFound):
-            confirmed(uri, lambda: self._compare(uri, mine), recorded=False, faults=(InputError, _OtherSettings))
+            self._confirm(join(self.uri, "settings.json"), _started_with(settings, inputs), recorded=False)
+
+    def _confirm(self, uri: str, mine: Mapping[str, Any], *, recorded: bool) -> None:
+        confirmed(uri, lambda: self._compare(uri, mine), recorded=recorded, faults=(InputError, _OtherSettings))
 
     def _compare(self, uri: str, mine: Mapping[str, Any]) -> None:
         """Compare the stored ``settings.json`` with this run's. Raises as `begin` does."""

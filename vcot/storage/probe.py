@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from secrets import token_bytes, token_hex
-from threading import Barrier
+from threading import Barrier, BrokenBarrierError
 
 from vcot.errors import InputError, SettingsError, VcotError
 from vcot.storage.store import Store, join
@@ -24,6 +24,8 @@ LARGE = 16 * MIB + 5
 WRITERS = 16
 ROUNDS = 10
 """Races of the writers. One race may miss a store that checks first and writes afterward."""
+RACE_TIME = 60.0
+"""Seconds that a writer waits for the others."""
 RACE_BYTES = 1 << 16
 """Size of a raced object. Some stores check before they receive the bytes, so the size widens the gap."""
 OBJECTS = 12
@@ -117,19 +119,27 @@ def _writes_once(store: Store, place: str) -> Iterator[str]:
 
 
 def _one_winner(store: Store, place: str) -> Iterator[str]:
-    start = Barrier(WRITERS)
+    start = Barrier(WRITERS, timeout=RACE_TIME)
 
     def write(writer: int, uri: str) -> bool:
         data = b"%d " % writer + bytes(RACE_BYTES)
-        start.wait()
-        store.stat(uri)  # opens this thread's connection; handshakes would otherwise spread the writers out
-        start.wait()
+        try:
+            start.wait()
+            store.stat(uri)  # opens this thread's connection; handshakes would otherwise spread the writers out
+            start.wait()
+        except Exception:
+            start.abort()  # the other writers would wait for this one
+            raise
         return store.write_once(uri, data)
 
     with ThreadPoolExecutor(WRITERS) as pool:
         for number in range(ROUNDS):
             uri = join(place, f"object-{number}")
-            won = list(pool.map(write, range(WRITERS), [uri] * WRITERS))
+            race = [pool.submit(write, writer, uri) for writer in range(WRITERS)]
+            errors = [error for writer in race if (error := writer.exception()) is not None]
+            if errors:
+                raise next((error for error in errors if not isinstance(error, BrokenBarrierError)), errors[0])
+            won = [writer.result() for writer in race]
             winners = [writer for writer, first in enumerate(won) if first]
             if len(winners) != 1:
                 yield f"of {WRITERS} writers at once {len(winners)} got success in race {number + 1}; one must"

@@ -28,8 +28,8 @@ READS = 3
 PAUSE = 2.0
 """Seconds between two of them."""
 PAUSES_IN_VAIN = 16
-"""Faults in a row that no further read has mended; after so many, further reads follow without a pause. A dataset of
-which a tenth of the images is really missing would otherwise take hours."""
+"""Faults in a row that no further read has corrected; after these, one further read follows without a pause. A dataset
+in which a tenth of the images is missing would otherwise take hours."""
 
 _in_vain = 0
 
@@ -39,8 +39,8 @@ def confirmed(
 ) -> T:
     """Return what `attempt` returns; if it raises a fault, call it again before the fault is passed on.
 
-    Further calls come a pause later and over new connections. What is not there in a folder of this machine is passed
-    on at once: a file system does not answer out of date.
+    Further calls to S3 come a pause later and over new connections. Files of this machine are read again without a
+    pause, and a missing one is reported at once: a file system does not answer out of date.
 
     Args:
         uri: what `attempt` reads.
@@ -52,21 +52,23 @@ def confirmed(
         VcotError: the fault of the last call, with the number of reads in its message.
     """
     global _in_vain
-    for reads in range(1, READS + 1):
+    is_remote, has_hope = "s3://" in uri, _in_vain < PAUSES_IN_VAIN
+    most = READS if has_hope else 2
+    for reads in range(1, most + 1):
         try:
             result = attempt()
         except faults as error:
-            absent = isinstance(error, NotFound) and not (recorded and "s3://" in uri)
+            absent = isinstance(error, NotFound) and not (recorded and is_remote)
             if absent or hasattr(error, "reads"):
                 raise
-            if reads == READS:
+            if reads == most:
                 _in_vain += 1
                 raise _with_reads(error, reads) from error.__cause__
             if reads == 1:
                 logging.get().info("reading again", uri=uri, because=str(error))
-            if _in_vain < PAUSES_IN_VAIN:
+            if is_remote and has_hope:
                 _wait(PAUSE)
-            _close_connections()
+                _close_connections()
         else:
             if reads > 1:
                 _in_vain = 0
