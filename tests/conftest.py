@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, settings
 from tests.s3 import *  # noqa: F403  (fixtures)
 from vcot.storage import reread
 
-reread.PAUSE = 0.01  # between two reads of what looks damaged; tests damage much
+# Tests damage many objects in one process.
+reread.PAUSE, reread.PAUSES_IN_VAIN = 0.01, 1_000_000
 
 # Set before torch is imported: on two cores, two test processes with two threads each spend 20 times the CPU spinning.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -49,7 +49,7 @@ def test_a_fault_of_every_read_is_reported_with_their_number() -> None:
 
 def test_local_file_is_read_again_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reread, "_wait", lambda seconds: pytest.fail("waited"))
-    assert confirmed("/a/file", fails(2)) == "good"
+    assert confirmed("/a/file", fails(1)) == "good"
 
 
 def test_hopeless_faults_are_read_again_once_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,8 +39,8 @@ def confirmed(
 ) -> T:
     """Return what `attempt` returns; if it raises a fault, call it again before the fault is passed on.
 
-    Further calls to S3 come a pause later and over new connections. Files of this machine are read again without a
-    pause, and a missing one is reported at once: a file system does not answer out of date.
+    Further calls to S3 come a pause later and over new connections. A file of this machine is read again once, without
+    a pause, and a missing one is reported at once: a file system does not answer out of date.
 
     Args:
         uri: what `attempt` reads.
@@ -53,7 +53,7 @@ def confirmed(
     """
     global _in_vain
     is_remote, has_hope = "s3://" in uri, _in_vain < PAUSES_IN_VAIN
-    most = READS if has_hope else 2
+    most = READS if is_remote and has_hope else 2
     for reads in range(1, most + 1):
         try:
             result = attempt()
@@ -64,7 +64,7 @@ def confirmed(
             if reads == most:
                 _in_vain += 1
                 raise _with_reads(error, reads) from error.__cause__
-            if reads == 1:
+            if reads == 1 and is_remote:
                 logging.get().info("reading again", uri=uri, because=str(error))
             if is_remote and has_hope:
                 _wait(PAUSE)
