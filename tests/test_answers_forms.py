@@ -209,6 +209,8 @@ B) down
 --- the last one counts
 Answer: A⏎Answer: B
 Answer: A … actually, Answer: B
+Answer: A⏎Actually, that is wrong. Answer: B
+Answer: A⏎⏎So the final answer: B
 Answer: A. Wait, the answer is B.
 Answer: A⏎No, actually the answer is B.
 Answer: A⏎⏎Correction: the answer is B.

@@ -664,7 +664,9 @@ def _marks(text: str) -> list[re.Match[str]]:
     if marks:
         end = _span(text, marks[-1])[1]
         restated = _RESTATED.finditer(text, marks[-1].end())
-        marks += [mark for mark in restated if mark["corrects"] or mark.start() < end]
+        marks += [
+            mark for mark in restated if mark["corrects"] or mark.start() < end or mark[0].rstrip("*_ \t")[-1:] in ":："
+        ]
     return marks
 
 
