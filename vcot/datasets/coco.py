@@ -376,7 +376,11 @@ class _Categories:
 
     @classmethod
     def read(cls, context: ConversionContext[CocoOptions], source: Input, index: sqlite3.Connection) -> _Categories:
-        """Raises SettingsError: --categories or --category-names name one that is not in the file."""
+        """Read the categories of a file.
+
+        Raises:
+            SettingsError: --categories or --category-names name one that is not in the file.
+        """
         entries = index.execute("select id, name, parent from categories where id is not null order by rowid")
         names, parents = {}, {}
         for number, name, parent in entries:

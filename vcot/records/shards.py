@@ -293,7 +293,13 @@ class Folder(Generic[ShardMetadata, StageMetadata]):
         return self._marker(DONE, self.kind.stage_marker)
 
     def _marker(self, name: str, kind: type[R], *, recorded: bool = False) -> R | None:
-        """The marker of this name; `recorded`: it was written, so that a store may only be late to show it."""
+        """Read the marker of this name.
+
+        Args:
+            name: Name below this folder.
+            kind: Record of the marker.
+            recorded: The marker was written, so that a 404 may be stale.
+        """
         uri = join(self.uri, name)
         try:
             return confirmed(uri, lambda: _parsed(kind, self.store.read(uri), uri, self.uri), recorded=recorded)

@@ -419,7 +419,7 @@ def _members(chunks: Chunks, spans_uri: str, span: int) -> Iterator[Member]:
 
 
 def _span(store: Store, uri: str) -> tuple[int, bool, list[Member]]:
-    """Where a span ends, whether zeros close it, and its members. Raises InputError: it is damaged."""
+    """Read a span: its end, whether zeros close it, and its members. Raises InputError: it is damaged."""
     try:
         value = json.loads(gzip.decompress(store.read(uri)))
         return int(value["end"]), bool(value["closed"]), [Member(*member) for member in value["members"]]
