@@ -134,11 +134,11 @@ def _declared(settings: DemoSettings) -> tuple[EndpointForm | None, tuple[Way, .
 
 
 def _contract(uri: str) -> Contract:
-    from vcot.evaluation.checkpoint import read_json
+    from vcot.evaluation.checkpoint import read_json_if_present
     from vcot.records import Contract
     from vcot.storage import Store
 
-    found = read_json(Store(), uri)
+    found = read_json_if_present(Store(), uri)
     try:
         return Contract.model_validate(found["contract"])
     except (ValueError, TypeError, KeyError):

@@ -332,6 +332,19 @@ def test_coco_cleans_category_names_and_refuses_empty_ones(given: Given) -> None
     assert all(isinstance(result, Sample) for result in named)
 
 
+@pytest.mark.parametrize("article", ["a", "an"])
+def test_with_article_follows_the_sound_of_the_name(article: str) -> None:
+    names = {
+        "a": "unicorn|unicycle|uniform|union jack|unique vase|unit|university|unisex sign|USB stick|utensil|urinal|UFO"
+        "|euro|US flag|one-way sign|7|100|herb",
+        "an": "unidentified object|unimportant thing|uninflated ball|unironed shirt|umbrella|urn|usher|utter mess"
+        "|hourglass|heirloom|honor guard|8|11|18|8-ball|80s car|apple|onion",
+    }
+    assert [coco.with_article(name) for name in names[article].split("|")] == [
+        f"{article} {name}" for name in names[article].split("|")
+    ]
+
+
 def test_coco_stops_where_every_box_is_below_a_pixel(given: Given) -> None:
     fractions = [{"category_id": 1, "bbox": [0.1, 0.1, 0.3, 0.25]}, {"category_id": 3, "bbox": [0.4, 0.3, 0.2, 0.3]}]
     with pytest.raises(InputError, match="every bbox is smaller than one pixel, so they are probably fractions"):

@@ -110,7 +110,7 @@ def test_right_frame_is_reported_and_asked_once(tmp_path: Path) -> None:
     found = report(str(where))
     fit = found["frame_fit"]
     assert fit["declared_iou"] == fit["best_iou"] > 0.95
-    assert (fit["rows"], fit["boxes"], fit["asked"]) == (8, 8, 8)
+    assert (fit["rows"], fit["boxes"], fit["rows_requested"]) == (8, 8, 8)
     assert fit["usd"] == pytest.approx(8 * 0.00035)
     page = (where / "distill" / "report.html").read_text()
     assert "in thousandths as declared, over 8 boxes of 8 rows" in page.replace("\n", " ")

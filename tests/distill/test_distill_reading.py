@@ -154,7 +154,7 @@ def test_reply_that_only_points_is_rejected(said: Any) -> None:
     found = reading(said if isinstance(said, str) else f"{json.dumps(said)}")
     assert isinstance(found, Fault), found
     assert found.reason is Reason.TEACHER_UNGROUNDED
-    assert "says nothing of it" in found.why
+    assert "does not describe it" in found.why
 
 
 @pytest.mark.parametrize(

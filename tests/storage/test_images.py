@@ -227,6 +227,14 @@ def test_twelve_bits_in_sixteen_are_refused_not_black(channels: int) -> None:
     assert channels == 3 or decode(png_of_16_bits(values), "x").pixels.size == (8, 8)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_black_image_of_16_bits_is_decoded(channels: int) -> None:
+    values = np.zeros((8, 8, channels), dtype=np.uint16)
+    if channels in (2, 4):
+        values[..., -1] = 0xFFFF
+    assert not np.asarray(decode(png_of_16_bits(values), "x").pixels).any()
+
+
 def test_twelve_bits_that_a_tiff_declares_are_scaled() -> None:
     samples = [0, 4095, 2048, 100, 5, 6, 7, 16]
     data = int("".join(f"{sample:012b}" for sample in samples), 2).to_bytes(12)

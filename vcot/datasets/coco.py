@@ -340,7 +340,9 @@ def _listed(entry: Mapping[str, Any], name: str) -> list[Any]:
 
 _PLACEHOLDERS = {"n/a", "none", "null", "nan"}
 _MARKUP = re.compile(r"<\S[^>]*>|[{}]")
-_SOUNDS_LIKE_A_VOWEL = re.compile(r"(?!uni(?!n)|us[abe]|u[tk]|eu|one\b|ubi)[aeiou]|hour|honest|heir", re.IGNORECASE)
+# "A" precedes the sounds "yoo" and "w" (a unit, a one-way sign), but not the prefix un- (an unimportant thing).
+_LIKE_A_CONSONANT = r"uni([cfptv]|on|que|sex|son|lat|dir)|us([abeu]|\b)|ut(?!t)|uk|uran|urin|ufo|eu|ewe\b|one\b|ubi"
+_SOUNDS_LIKE_A_VOWEL = re.compile(rf"(?!{_LIKE_A_CONSONANT})[aeiou]|hour|hono|hones|heir|8|1[18](?!\d)", re.IGNORECASE)
 
 
 def spoken_name(written: Any) -> str | None:
@@ -374,7 +376,11 @@ class _Categories:
 
     @classmethod
     def read(cls, context: ConversionContext[CocoOptions], source: Input, index: sqlite3.Connection) -> _Categories:
-        """Raises SettingsError: --categories or --category-names name one that is not in the file."""
+        """Read the categories of a file.
+
+        Raises:
+            SettingsError: --categories or --category-names name one that is not in the file.
+        """
         entries = index.execute("select id, name, parent from categories where id is not null order by rowid")
         names, parents = {}, {}
         for number, name, parent in entries:

@@ -267,7 +267,7 @@ class DatasetImages:
             return source.read(most), state_of(source)
 
     def _read_recorded(self, uri: str, sha256: str) -> tuple[bytes, str]:
-        """As `_read`. Raises Changed: it is gone, or its digest is not the recorded one."""
+        """Read an image and compare its digest with the recorded one. Raises Changed: it is missing or differs."""
         try:
             data, state = self._read(uri)
         except NotFound:
@@ -294,7 +294,13 @@ class DatasetImages:
             raise ImageError(uris[0], "missing", str(error).removeprefix(f"{uris[0]}: ")) from None
 
     def _look(self, uri: str) -> Image:
-        """Raises NotFound: nothing is there. Changed is no fault of a row."""
+        """Read an image and check it.
+
+        Raises:
+            NotFound: There is no such image.
+            Changed: The image changed since the run began. This is not a fault of the row.
+            ImageError: The image or its URI cannot be used.
+        """
         before = None if self._index is None else self._index.get(uri)
         try:
             # Which side of the split an image is on was decided by what it showed then.

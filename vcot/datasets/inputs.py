@@ -103,7 +103,7 @@ def find(store: Store, uris: Sequence[str]) -> tuple[Input, ...]:
 
 
 def _files_at(store: Store, uri: str) -> dict[str, str]:
-    """URI → name of the file, or of the files of the folder. Raises NotFound: there is neither."""
+    """Map URI to name of the file, or of the files of the folder. Raises NotFound: there is neither."""
     if store.stat(uri) is not None:
         return {uri: last_part(uri)}
     base = uri.rstrip("/") + "/"
@@ -114,7 +114,7 @@ def _files_at(store: Store, uri: str) -> dict[str, str]:
 
 
 def _input(store: Store, uri: str, name: str) -> Input:
-    """The file with its digest. Raises Changed: it is gone, or the bytes are not as many as storage lists."""
+    """Return the file with its digest. Raises Changed: it is missing, or its size differs from the listed one."""
     if (stored := store.stat(uri)) is None:
         raise _changed(uri)
     return Input(uri, name, store.digest(uri, of=stored), stored.size, stored.state)

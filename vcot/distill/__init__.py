@@ -61,7 +61,7 @@ class Fault(NamedTuple):
 
 class Refused(Exception):
     """The row, or a part of it, cannot be used. `negative`: the row as the teacher would have it, where its wrong
-    answers are asked for; `is_final`: to ask once more, with a stricter word, is of no use."""
+    answers are asked for; `is_final`: a repair request would fail too."""
 
     def __init__(self, reason: Reason, why: str, negative: Sample | None = None, *, is_final: bool = False) -> None:
         super().__init__(why)

@@ -231,7 +231,7 @@ class BatchEndpoint:
         self.address = endpoint.address
 
         async def check_redirect(response: httpx2.Response) -> None:
-            """Raises SettingsError: a file of requests, or a batch, would go to another host."""
+            """Refuse to send requests or a batch to another host. Raises SettingsError."""
             if response.has_redirect_location and response.request.method != "GET":
                 endpoint.redirected_to(response, (307, 308))
 
@@ -266,7 +266,7 @@ class BatchEndpoint:
                     raise
 
     async def _find_unanswered(self, name: str, file: str, unanswered: TemporaryError) -> str | None:
-        """Raises TemporaryError, never SettingsError: the batch may exist."""
+        """Look up a batch whose creation was not answered. Raises TemporaryError, as the batch may exist."""
         logging.get().warning("the creation of a batch was not answered: looking it up", why=str(unanswered))
         try:
             return await self.find(name, file)

@@ -33,6 +33,7 @@ from vcot.errors import SettingsError
 from vcot.records import Completion
 from vcot.records.metadata import Line
 from vcot.storage import NotFound, Store
+from vcot.storage.names import first_fault
 
 PICO = 10**12  # picodollars in a dollar. Prices are for a million tokens, to some thousandths of a cent
 
@@ -122,9 +123,7 @@ def _parse(data: bytes, where: str) -> Prices:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{where} is not TOML: {error}") from None
     except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(map(str, fault["loc"]))
-        raise SettingsError(f"{where}, {place}: {fault['msg']}; vcot/distill/prices.toml shows the form") from None
+        raise SettingsError(f"{where}, {first_fault(error)}; vcot/distill/prices.toml shows the form") from None
 
 
 def dollars(pico: int) -> str:

@@ -42,7 +42,7 @@ BURST = 2.0  # seconds' worth of a minute's allowance that may be sent in one br
 MAX_REDIRECTS = 5  # of one request
 GROWTH = 4  # more requests at once, after as many answers as there are requests at once
 
-# Codes of a refused request (400, 422) that speak of what this row says or shows.
+# Codes of a refused request (400, 422) that concern the content of the row.
 _CONTENT_CODES = ("content_filter", "content_policy_violation", "image_content_policy_violation")
 _DECODED = ("", "identity", "gzip", "deflate")  # content encodings that the client asks for
 # A gateway gave up; what stands behind it may have answered, and be paid for it.
@@ -163,7 +163,7 @@ class Endpoint:
                 raise Unanswered(SettingsError(f"{self.address} answers with {why}"), billed=True, whole=True)
             raise Unanswered(self._strange(answer.content), again=True, billed=True)
         if completion.finish_reason == ERROR:
-            what = f"{self.address} answers with an error in the place of a reply ({completion.text})"
+            what = f"{self.address} answers with an error instead of a reply ({completion.text})"
             raise Unanswered(TemporaryError(what), again=True, billed=True)
         self._understood = True
         self.rate.answered(answer.headers)
@@ -393,7 +393,7 @@ def _options_named(error: openai.APIStatusError, asked: Iterable[str]) -> set[st
 
 
 def refuses_content(status: Any, code: Any) -> bool:
-    """Return True if a refusal is about what the row says or shows."""
+    """Return True if a refusal is about the content of the row."""
     return status in (400, 422) and code in _CONTENT_CODES
 
 
@@ -450,9 +450,7 @@ def _unreadable(answer: httpx2.Response) -> str | None:
     """Return why no answer of this endpoint can be read; None if the next one may be readable."""
     data, kind = answer.content.lstrip(), answer.headers.get("content-type", "")
     if (encoding := answer.headers.get("content-encoding", "").strip().casefold()) not in _DECODED:
-        return (
-            f"a compressed body (Content-Encoding: {encoding[:40]}) that nobody asked for: turn that off in its gateway"
-        )
+        return f"a compressed body (Content-Encoding: {encoding[:40]}) that was not requested: turn that off there"
     if kind.casefold().startswith("text/event-stream") or data.startswith((b"data:", b"event:")):
         return "an event stream although stream is not set: turn streaming off at the server"
     if data.startswith(b"{") and not _is_unicode(data):

@@ -1,6 +1,6 @@
-"""The first requests of a run: where are things whose boxes people drew? It shows whether the declared frame is right.
+"""Pilot requests for annotated objects, which check the declared frame.
 
-A wrong frame costs the budget: boxes in another order of the same numbers lie inside the image, and pass most checks.
+A wrong frame costs the budget: boxes in another order of the same numbers are inside the image, and pass most checks.
 The frame is never changed here. If another notation fits clearly better, the run stops before any row is asked.
 """
 
@@ -82,8 +82,8 @@ def check_frame(teacher: ModelTeacher, rows: Iterable[Sample], count: int) -> Fr
         raise SettingsError(_contradiction(comparison))
     fit = FrameFit(
         declared=str(comparison.declared), declared_iou=round(comparison.declared_iou, 4), best=str(comparison.best),
-        best_iou=round(comparison.best_iou, 4), rows=comparison.rows, boxes=comparison.boxes, asked=len(chosen),
-        usd=round(sum(paid[name] - before[name] for name in ("usd", "usd_lost")), 9),
+        best_iou=round(comparison.best_iou, 4), rows=comparison.rows, boxes=comparison.boxes,
+        rows_requested=len(chosen), usd=round(sum(paid[name] - before[name] for name in ("usd", "usd_lost")), 9),
     )  # fmt: skip
     logging.get().info("boxes of the teacher compared with annotated ones", fit=str(comparison))
     return fit

@@ -157,7 +157,7 @@ def check(parts: Parts, sample: Sample, *, grounded: bool) -> None:
     if sum(c.isalpha() for part in parts if isinstance(part, str) for c in part) < 4:
         raise Refused(Reason.TEACHER_UNREADABLE, "it held no sentence")
     if grounded and conclusion.only_points(text):
-        raise Refused(Reason.TEACHER_UNGROUNDED, f"it only points at [{numbers_in(parts)[0]}] and says nothing of it")
+        raise Refused(Reason.TEACHER_UNGROUNDED, f"it only points at [{numbers_in(parts)[0]}] and does not describe it")
     if grounded and conclusion.tells_answer(str(parts[0]), sample):
         raise Refused(Reason.TEACHER_UNGROUNDED, "it stated the answer before it pointed at anything")
 

@@ -26,6 +26,7 @@ from vcot.errors import InputError, SettingsError
 from vcot.grounding import Box
 from vcot.records import Completion, Image
 from vcot.storage import NotFound, Store, confirmed, join
+from vcot.storage.names import first_fault
 
 QUALITY = 90  # of the JPEG that is sent
 ERROR = "error"  # finish reason of a Completion that reports an error of the endpoint, and is no reply
@@ -217,9 +218,10 @@ class ReplyCache:
         self.store, self.uri, self.keeps_empty = store, uri, keeps_empty
 
     def get(self, key: str) -> Completion | None:
-        """The stored reply; None where there is none, or an error that an earlier version stored as one.
+        """Return the stored reply, or None: there is none, or an earlier version stored an error as a reply.
 
-        Raises InputError where something else stands in the reply's place.
+        Raises:
+            InputError: The stored object is not a reply.
         """
         uri = self._uri(key)
 
@@ -227,8 +229,8 @@ class ReplyCache:
             try:
                 return Completion.model_validate_json(self.store.read(uri))
             except ValidationError as error:
-                why = error.errors()[0]["msg"]
-                raise InputError(f"{uri} is not a kept reply ({why}); delete it to ask again") from None
+                fault = first_fault(error)
+                raise InputError(f"{uri} is not a cached reply ({fault}); delete it to ask again") from None
 
         try:
             completion = confirmed(uri, attempt, recorded=False)

@@ -49,7 +49,7 @@ class Checkpoint:
         these limits."""
         if self.trained is not None:
             return self.trained.contract
-        if (found := read_json(self.store, join(self.base_uri, "contract.json"))) is not None:
+        if (found := read_json_if_present(self.store, join(self.base_uri, "contract.json"))) is not None:
             return Contract.model_validate(found["contract"])
         least, most = min_pixels or 4 * 784, max_pixels or 1280 * 784
         processor = load_processor(self.files, min_pixels=least, max_pixels=most)
@@ -82,8 +82,8 @@ class Checkpoint:
         return fetch_files(self.store, uri, trained.files, self.scratch / "tuned")
 
 
-def read_json(store: Store, uri: str) -> Any:
-    """None: nothing is there. Raises InputError: it is no JSON."""
+def read_json_if_present(store: Store, uri: str) -> Any:
+    """Return a stored JSON document, or None if there is none. Raises InputError: it is not JSON."""
     try:
         return storage.read_json(store, uri, lambda value: value, recorded=False)
     except NotFound:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vcot import logging
 from vcot.errors import InputError
-from vcot.evaluation.checkpoint import Checkpoint, read_json
+from vcot.evaluation.checkpoint import Checkpoint, read_json_if_present
 from vcot.evaluation.config import EvaluationConfig, Model
 from vcot.evaluation.subjects import Subject
 from vcot.evaluation.ways import FORMS, Form, Prompt, Way
@@ -93,7 +93,7 @@ def native_form(store: Store, uri: str, named: str) -> Form | None:
     """
     if (form := FORMS.get(named) or _declared(store, uri)) is not None:
         return form
-    kind = (read_json(store, join(uri, "config.json")) or {}).get("model_type")
+    kind = (read_json_if_present(store, join(uri, "config.json")) or {}).get("model_type")
     known = families.FAMILIES.get(str(kind))
     return None if known is None else FORMS[known.name]
 
@@ -135,7 +135,7 @@ def _asks(form: Form) -> tuple[Any, ...]:
 
 def _declared(store: Store, base_uri: str) -> Form | None:
     uri = join(base_uri, "contract.json")
-    if (found := read_json(store, uri)) is None:
+    if (found := read_json_if_present(store, uri)) is None:
         return None
     try:
         contract = found["contract"]

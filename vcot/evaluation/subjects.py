@@ -36,6 +36,7 @@ from vcot.records.reply import Promotion
 from vcot.records.shards import DONE, EVALUATE, OF_SAMPLES, TRAIN, StageKind, read_marker
 from vcot.storage import NotFound, Store, append, confirmed, join, name, numbered, read_json
 from vcot.storage.folders import folder_digest
+from vcot.storage.names import first_fault
 
 _SINCE = 26_297_280  # 2020-01-01 in minutes since 1970: smaller numbers of eight digits are dates, as 20261121
 
@@ -81,9 +82,7 @@ class Pointer:
             try:
                 return cls(uri, hashlib.sha256(data).hexdigest(), Promotion.model_validate_json(data))
             except ValidationError as error:
-                fault: Any = error.errors()[0]
-                where = ".".join(map(str, fault["loc"]))
-                raise InputError(f"{uri} is not a promotion: {where}: {fault['msg'].lower()}") from None
+                raise InputError(f"{uri} is not a promotion: {first_fault(error)}") from None
 
         return confirmed(uri, attempt)
 

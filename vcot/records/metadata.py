@@ -121,8 +121,8 @@ class FrameFit(Record):
     best_iou: float = Field(description="mean IoU in that one")
     rows: int = Field(description="rows of which boxes came back")
     boxes: int = Field(description="boxes that were compared")
-    asked: int = Field(description="rows that were asked about")
-    usd: float = Field(0, description="what these replies did cost; no bill of a source holds it")
+    rows_requested: int = Field(description="rows whose boxes were requested")
+    usd: float = Field(0, description="cost of the pilot in US dollars; not part of any source's costs")
 
 
 class DistillMetadata(Record):

@@ -39,7 +39,7 @@ from vcot.settings import Settings
 from vcot.stage import Bar, stop, summary
 from vcot.storage import NotFound, Store, confirmed, join
 from vcot.storage.local import file_digest
-from vcot.storage.names import RelativeName, refuse_names
+from vcot.storage.names import RelativeName, first_fault, refuse_names
 
 DONE = "_done/stage.json"
 R = TypeVar("R", bound=Record)
@@ -248,7 +248,7 @@ class Folder(Generic[ShardMetadata, StageMetadata]):
         try:
             there = _Begun.model_validate_json(self.store.read(uri))
         except ValidationError as error:
-            raise InputError(f"{uri} is damaged ({_first_fault(error)}). {_make_again(self.uri)}") from None
+            raise InputError(f"{uri} is damaged ({first_fault(error)}). {_make_again(self.uri)}") from None
         differing = [
             f"{name} was {there.settings.get(name)!r} and is now {value!r}"
             for name, value in mine["settings"].items()
@@ -295,7 +295,13 @@ class Folder(Generic[ShardMetadata, StageMetadata]):
         return self._marker(DONE, self.kind.stage_marker)
 
     def _marker(self, name: str, kind: type[R], *, recorded: bool = False) -> R | None:
-        """The marker of this name; `recorded`: it was written, so that a store may only be late to show it."""
+        """Read the marker of this name.
+
+        Args:
+            name: Name below this folder.
+            kind: Record of the marker.
+            recorded: The marker was written, so that a 404 may be stale.
+        """
         uri = join(self.uri, name)
         try:
             return confirmed(uri, lambda: _parsed(kind, self.store.read(uri), uri, self.uri), recorded=recorded)
@@ -485,13 +491,8 @@ def _parsed(kind: type[R], data: bytes, uri: str, stage_uri: str) -> R:
     except ValidationError as error:
         refuse_names(error, uri)
         is_other_version = any(fault["loc"] == ("version",) for fault in error.errors())
-        fault = "was written by another version of vcot" if is_other_version else f"is damaged ({_first_fault(error)})"
+        fault = "was written by another version of vcot" if is_other_version else f"is damaged ({first_fault(error)})"
     raise InputError(f"{uri} {fault}. {_make_again(stage_uri)}")
-
-
-def _first_fault(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"].lower())))
 
 
 def fetch_file(store: Store, stage_uri: str, file: File, folder: Path) -> Path:

@@ -178,7 +178,7 @@ def _of_boxes(found: Distillation) -> Iterator[Finding]:
             f"the teacher's boxes fit with a mean IoU of {fit.declared_iou:.2f} in {fit.declared} as declared{better}, "
             f"over {fit.boxes:,} boxes of {fit.rows:,} rows"
         )
-        asked = f"Asked where the annotated things of {fit.asked:,} rows are,"
+        asked = f"Asked where the annotated things of {fit.rows_requested:,} rows are,"
         yield Finding(fit.declared_iou >= GOOD_FIT, f"{asked} {boxes if fit.rows else 'the teacher gave no box'}.")
     if not trust.looks:
         yield Finding(

@@ -35,6 +35,7 @@ from vcot import logging
 from vcot.errors import InputError, UsageError
 from vcot.stage import Bar, stop
 from vcot.storage.local import Changed, Entry, NotFound, file_digest
+from vcot.storage.names import first_fault
 from vcot.storage.reread import confirmed
 from vcot.storage.store import Store, join, name
 from vcot.uris import Piece, of_pieces, pieces
@@ -388,7 +389,7 @@ def read_index(store: Store, uri: str, advice: str) -> Index:
     try:
         return Index.model_validate_json(store.read(uri))
     except ValidationError as error:
-        raise InputError(f"{uri} is damaged: {error.errors()[0]['msg']}; {advice}") from None
+        raise InputError(f"{uri} is damaged: {first_fault(error)}; {advice}") from None
 
 
 def _members(chunks: Chunks, spans_uri: str, span: int) -> Iterator[Member]:
@@ -418,7 +419,7 @@ def _members(chunks: Chunks, spans_uri: str, span: int) -> Iterator[Member]:
 
 
 def _span(store: Store, uri: str) -> tuple[int, bool, list[Member]]:
-    """Where a span ends, whether zeros close it, and its members. Raises InputError: it is damaged."""
+    """Read a span: its end, whether zeros close it, and its members. Raises InputError: it is damaged."""
     try:
         value = json.loads(gzip.decompress(store.read(uri)))
         return int(value["end"]), bool(value["closed"]), [Member(*member) for member in value["members"]]

@@ -25,7 +25,7 @@ from vcot import logging
 from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.stage import Bar, stop
 from vcot.storage.local import NotFound, file_digest
-from vcot.storage.names import RelativeName, local_path, refuse_names
+from vcot.storage.names import RelativeName, first_fault, local_path, refuse_names
 from vcot.storage.reread import confirmed
 from vcot.storage.store import Store, join
 
@@ -61,7 +61,7 @@ def read_manifest(store: Store, uri: str) -> FolderManifest | None:
             return FolderManifest.model_validate_json(store.read(place))
         except ValidationError as error:
             refuse_names(error, place)
-            raise InputError(f"{place} is not a manifest: {error.errors()[0]['msg']}; push the folder again") from None
+            raise InputError(f"{place} is not a manifest: {first_fault(error)}; push the folder again") from None
 
     try:
         return confirmed(place, attempt, recorded=False)

@@ -331,8 +331,9 @@ def _check_brightness(largest: int, name: str) -> None:
 def _check_high_bytes(values: np.ndarray, name: str) -> None:
     """Check colors of which Pillow keeps only the high bytes; dark ink on a transparent ground is no fault."""
     has_alpha = values.shape[-1] in (2, 4)
-    if not has_alpha or values[..., -1].min() == 0xFF:
-        _check_brightness(int(values[..., : -1 if has_alpha else None].max()) << 8 | 0xFF, name)
+    largest = int(values[..., : -1 if has_alpha else None].max())
+    if largest and (not has_alpha or values[..., -1].min() == 0xFF):
+        _check_brightness(largest << 8 | 0xFF, name)
 
 
 def _is_png_of_16_bits(data: bytes) -> bool:

@@ -69,6 +69,12 @@ def refuse_names(error: ValidationError, record: str) -> None:
             raise _refusal(record, fault["msg"]) from None
 
 
+def first_fault(error: ValidationError) -> str:
+    """Return field and message of the first fault, for an error message."""
+    first = error.errors()[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"].lower())))
+
+
 def name_in(record: str, name: str) -> str:
     """Return a name that was read from a record or a listing, if it stays below its folder.
 

@@ -45,7 +45,7 @@ from vcot.records.shards import File
 from vcot.stage import stop
 from vcot.storage import NotFound, Store, confirmed, join
 from vcot.storage.local import file_digest
-from vcot.storage.names import local_path, refuse_names
+from vcot.storage.names import first_fault, local_path, refuse_names
 
 MANIFEST = "manifest.json"
 _FOLDER = re.compile(r"step-(\d+)-\w+")
@@ -224,7 +224,7 @@ class Checkpoints:
                 return Manifest.model_validate_json(self.store.read(uri))
             except ValidationError as error:
                 refuse_names(error, uri)
-                raise _NotAManifest(f"{uri} is not a manifest: {error.errors()[0]['msg']}") from None
+                raise _NotAManifest(f"{uri} is not a manifest: {first_fault(error)}") from None
 
         return confirmed(uri, attempt)
 
