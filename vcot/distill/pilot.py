@@ -1,7 +1,7 @@
 """Pilot requests for annotated objects, which check the declared frame.
 
 A wrong frame costs the budget: boxes in another order of the same numbers are inside the image, and pass most checks.
-The frame is never changed here. If another notation fits clearly better, the run stops before any row is asked.
+The frame is never changed here. If another notation fits clearly better, the run stops before it sends any other request.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from vcot.records import Sample
 from vcot.records.metadata import FrameFit
 from vcot.storage.images import ImageError
 
-ROWS_SEARCHED = 2000  # rows among which those of the pilot are; so many are read quickly
+ROWS_SEARCHED = 2000  # rows in which annotated boxes with names are looked for; reading them takes seconds
 
 
 def pilot_rows(teacher: ModelTeacher, rows: Iterable[Sample], count: int) -> list[Sample]:
-    """Return the first rows whose annotated boxes have names, one for each image; none if they are too few to tell.
+    """Return the first rows whose annotated boxes have names, one for each image; none if they are fewer than MIN_ROWS.
 
     A teacher that may not propose boxes writes none, and needs no pilot.
     """
@@ -56,9 +56,13 @@ def pilot_requests(teacher: ModelTeacher, rows: Iterable[Sample], count: int) ->
 
 
 def check_frame(teacher: ModelTeacher, rows: Iterable[Sample], count: int) -> FrameFit | None:
-    """Ask for the annotated things of up to `count` rows, and compare the boxes; None: too few rows have any.
+    """Request boxes for the annotated objects of up to `count` rows and compare them with the annotated boxes.
 
-    Raises SettingsError: another notation fits clearly better than the declared frame. Raises as Asking.map does.
+    Returns:
+        The mean IoUs; None if fewer than MIN_ROWS rows have annotated boxes with names.
+
+    Raises:
+        SettingsError: another notation fits clearly better than the declared frame.
     """
     if not (chosen := pilot_rows(teacher, rows, count)):
         return None
@@ -90,7 +94,7 @@ def check_frame(teacher: ModelTeacher, rows: Iterable[Sample], count: int) -> Fr
 
 
 def _parts(row: Sample, config: PromptConfig) -> Parts:
-    """Ask for the places of the things that people annotated."""
+    """Return the content of a request for the boxes of the annotated objects."""
     return locate_parts(_labels(row), row.shown, config)
 
 

@@ -81,7 +81,7 @@ class NotationComparison:
 
     @property
     def contradicts(self) -> bool:
-        """Whether another notation fits clearly better than the declared one."""
+        """Return True if another notation fits clearly better than the declared one."""
         clear = self.best_iou >= GOOD_FIT and self.best_iou >= self.declared_iou + CLEAR_MARGIN
         return self.rows >= MIN_ROWS and clear
 
