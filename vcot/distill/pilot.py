@@ -1,7 +1,8 @@
 """Pilot requests for annotated objects, which check the declared frame.
 
 A wrong frame costs the budget: boxes in another order of the same numbers are inside the image, and pass most checks.
-The frame is never changed here. If another notation fits clearly better, the run stops before it sends any other request.
+The frame is never changed here. If another notation fits clearly better, the run stops before it sends any other
+request.
 """
 
 from __future__ import annotations
