@@ -146,6 +146,9 @@ Answer: B. Down is not the way of the other gear.
 Answer: B⏎The arrow points down.
 Answer: down, because it falls.
 Answer: B, not A.
+Answer: B, not A or C
+Answer: B, not A, C or D
+Answer: B (neither A nor C)
 Answer: B (down), as the gear falls
 Answer: B. Note that A is a common distractor.
 The answer is B. Option A is wrong because nothing goes up.
@@ -228,6 +231,8 @@ def test_option_is_read_from_published_forms(reply: str) -> None:
 HOSTILE_OPTIONS = rows(r"""
 --- several options
 Answer: A or B
+Answer: B, not A, but C
+Answer: B, not A or C, but D
 Answer: A, B
 Answer: A and B
 Answer: A/B

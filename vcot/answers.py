@@ -170,10 +170,10 @@ def letter(text: str, choices: Sequence[str]) -> str | None:
     rest = plain[mentions[0].end :].strip(" ().:,;[]")
     if rest and (place := _exact_choice(rest, choices)) is not None:
         return _name(chosen) if place == chosen else None
-    joined = True
+    joined, denied = True, False
     for before, mention in pairwise(mentions):
-        denied = _denied(plain, mention)
         gap = plain[before.end : mention.start]
+        denied = _denied(plain, mention) or (denied and _LISTED.fullmatch(gap) is not None)  # "not A or C"
         if mention.place == chosen:
             denied = denied if mention.marks else _WRONG.match(plain, mention.end) is not None
             if denied or _NOT_THAT.fullmatch(gap):
@@ -218,7 +218,7 @@ _AFTER = re.compile(
     re.IGNORECASE,
 )
 _LISTED = re.compile(r"(?:\W|\b(?:or|and|also|so|then|the|an?|option|choice|answer)\b)*", re.IGNORECASE)
-_OR = re.compile(r"\bor\b(?:\s+(?:the|an?|option|choice|answer))*\W*\Z", re.IGNORECASE)
+_OR = re.compile(r"\b(?:or|but)\b(?:\s+(?:the|an?|option|choice|answer))*\W*\Z", re.IGNORECASE)
 _CLAIM = re.compile(
     r"(?:\b(?:maybe|perhaps|possibly|probably|actually|also|(?:it|this|that|answer|option|choice)(?:\s+is|['’]s|\s*:)"
     r"|(?:could|may|might|can|must|should)(?:\s+also)?\s+be))(?:\s+(?:the|an?|option|choice|answer))*\W*\Z",

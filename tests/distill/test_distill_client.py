@@ -269,7 +269,7 @@ def test_missing_key_or_a_wrong_address_is_a_setting(
         (Refuse(400, "unknown parameter"), SettingsError, "unknown parameter", 1),
         (Answer(body=b"<html>Welcome"), SettingsError, r"not a chat completion.*Welcome.*/v1", 3),
         (Answer(body=b'{"error": "no"}'), SettingsError, "not a chat completion", 3),
-        (Say("late", wait=0.3), TemporaryError, "no answer in time", 3),
+        (Say("late", wait=2.0), TemporaryError, "no answer in time", 3),
     ],
     ids=["500", "closed", "429", "an hour", "401", "404", "quota", "400", "html", "error-200", "slow"],
 )
@@ -278,7 +278,7 @@ def test_trouble_that_stays_is_told_in_words(
 ) -> None:
     with scripted_teacher(in_turn(trouble)) as teacher:
         with pytest.raises(error, match=says):
-            asks([question()], teacher.address, retries=2, timeout=0.1 if trouble.wait else 60)
+            asks([question()], teacher.address, retries=2, timeout=0.6 if trouble.wait else 60)
         assert sum("Where is disc" in asked.words for asked in teacher.asked) == tries
 
 
