@@ -32,10 +32,13 @@ def call_in_time(function: Callable[..., T], *arguments: Any) -> T:
     """Return the function's result. Raises OutOfTime."""
     watch = _Watch()
     try:
-        watch.begin()
-        return function(*arguments)
+        try:
+            watch.begin()
+            return function(*arguments)
+        finally:
+            watch.end()
     finally:
-        watch.end()
+        watch.end()  # an interruption may have arrived before the first one took effect
 
 
 class _Watch:
