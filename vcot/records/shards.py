@@ -211,6 +211,14 @@ class _OtherSettings(SettingsError):
     """A run with other settings has this prefix."""
 
 
+class _InputChanged(InputError):
+    """An input has another digest than `sha256`, which the run has recorded."""
+
+    def __init__(self, uri: str, sha256: str, message: str) -> None:
+        super().__init__(message)
+        self.uri, self.sha256 = uri, sha256
+
+
 class Folder(Generic[ShardMetadata, StageMetadata]):
     """``<run>/<stage>``: where one stage of one run writes."""
 
@@ -241,7 +249,14 @@ class Folder(Generic[ShardMetadata, StageMetadata]):
             self._confirm(join(self.uri, "settings.json"), _started_with(settings, inputs), recorded=False)
 
     def _confirm(self, uri: str, mine: Mapping[str, Any], *, recorded: bool) -> None:
-        confirmed(uri, lambda: self._compare(uri, mine), recorded=recorded, faults=(InputError, _OtherSettings))
+        try:
+            confirmed(uri, lambda: self._compare(uri, mine), recorded=recorded, faults=(InputError, _OtherSettings))
+        except _InputChanged as error:
+            if self._is_as_recorded(error.uri, error.sha256):
+                raise TemporaryError(
+                    f"a read of {error.uri} was bad, a second one is good; run the same command again"
+                ) from None
+            raise
 
     def _compare(self, uri: str, mine: Mapping[str, Any]) -> None:
         """Compare the stored ``settings.json`` with this run's. Raises as `begin` does."""
@@ -261,9 +276,8 @@ class Folder(Generic[ShardMetadata, StageMetadata]):
             )
         for name, digest in mine["inputs"].items():
             if (recorded := there.inputs.get(name, digest)) != digest:
-                if self._is_as_recorded(name, recorded):
-                    raise TemporaryError(f"a read of {name} was bad, a second one is good; run the same command again")
-                raise InputError(f"{name} has changed since {self.uri} was begun; use another run name")
+                message = f"{name} has changed since {self.uri} was begun; use another run name"
+                raise _InputChanged(name, recorded, message)
         if there.code != __version__:
             logging.get().warning("begun by another code version", was=there.code, now=__version__)
 
